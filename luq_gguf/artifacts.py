@@ -1,0 +1,168 @@
+"""The frozen records that stages hand on, and how files reach their final names.
+
+A file is written under a temporary name in its folder, flushed to the disk, and renamed: whatever
+stands under a final name is whole. JSON records carry their format's name and version and are
+validated on reading.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from luq_gguf.errors import ArtifactError, DiskSpaceError
+
+MODALITIES = ("image", "multimodal_text", "text")
+"""Kinds of tokens: of an image; text in a sample that has an image; text of a text-only sample."""
+
+
+class Record(BaseModel):
+    """Base of all records: frozen, closed, no silent conversion of what is not there."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class EntropyRow(Record):
+    """Entropy of one layer's token vectors, in bits: mean, standard deviation and values over the K-means seeds."""
+
+    mean: float
+    spread: float
+    by_seed: tuple[float, ...]
+    vectors: int
+    clusters: int
+
+
+class LayerScores(Record):
+    """`scores.json`: what the analysis says of every decoder layer, in the order of the layers.
+
+    `entropy` maps "<site>_<tokens>" to one row a layer; sites are "output" (the layer's output, the
+    paper's choice) and "input" (its input norm's output), tokens are "multimodal" (image and text tokens
+    of samples with an image) and "text" (text-only samples). `stability` gives, under the same keys,
+    the mean Kendall's tau between the orders of two seeds.
+    """
+
+    format: Literal["luq-gguf scores 1"] = "luq-gguf scores 1"
+    checkpoint: str
+    layers: int
+    entropy: dict[str, tuple[EntropyRow, ...]]
+    stability: dict[str, float]
+    tokens: dict[str, int]
+    samples: int
+    held_out: int
+    compute_type: str
+    seed: int
+    warnings: tuple[str, ...] = ()
+
+
+class Plan(Record):
+    """`plan.json`: a type for every tensor of the text GGUF, and the size that follows.
+
+    `order` lists all layers from the first to become low to the last; `types` maps tensor names to ggml
+    type names; sizes are bytes of the whole text GGUF. `fallbacks` names the tensors whose rows the
+    wanted type cannot take, with the type that llama.cpp takes instead.
+    """
+
+    format: Literal["luq-gguf plan 1"] = "luq-gguf plan 1"
+    checkpoint: str
+    layers: int
+    order_name: str
+    order: tuple[int, ...]
+    low_layers: tuple[int, ...]
+    low_type: str
+    high_type: str
+    types: dict[str, str]
+    size_bytes: int
+    high_size_bytes: int
+    f16_size_bytes: int
+    bits_per_weight: float
+    fallbacks: dict[str, str] = Field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+RecordT = TypeVar("RecordT", bound=Record)
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write a record as JSON under its final name."""
+    write_text(path, record.model_dump_json(indent=2) + "\n")
+
+
+def read_record(path: Path, kind: type[RecordT]) -> RecordT:
+    """Read and validate a record.
+
+    Raises ArtifactError where the file is missing, no JSON, of another format or version, or edited into
+    something else.
+    """
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ArtifactError(
+            f"cannot read {path}: {error.strerror}", path=path, hint="run the stage that writes it again"
+        ) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the whole file"
+        raise ArtifactError(
+            f"{path} is no valid {kind.__name__}: {where}: {first['msg']}", path=path, hint="delete it and make it again"
+        ) from error
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside `path`; on success flush it and rename, else remove it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        with partial.open("rb") as handle:
+            os.fsync(handle.fileno())
+        partial.replace(path)
+        _flush_folder(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file under its final name."""
+    with atomic_path(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write plain JSON under its final name."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def require_space(folder: Path, needed: int, what: str) -> None:
+    """Raise DiskSpaceError unless the disk of `folder` has `needed` bytes free for `what`."""
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise DiskSpaceError(
+            f"{what} needs {needed:,} bytes in {folder}, which has {free:,} bytes free",
+            needed=needed,
+            free=free,
+            hint="free some space or give another folder with --out or --work",
+        )
