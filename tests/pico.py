@@ -22,7 +22,7 @@ VOCABULARY = 512
 VISION_HIDDEN = 64
 VISION_FFN = 96
 VISION_HEADS = 2
-VISION_DEPTH = 2
+VISION_DEPTH = 3
 SPECIAL_TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
     "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
