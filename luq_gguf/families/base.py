@@ -1,0 +1,213 @@
+"""What every model family answers: its tensors, its metadata and its image grid.
+
+A family is made from a config alone and touches no weights. Knows nothing of quantization.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from gguf import GGMLQuantizationType, GGUFValueType
+
+from luq_gguf.checkpoint import Checkpoint
+from luq_gguf.errors import CheckpointError, TensorError
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+Dtype = Literal["f16", "bf16", "f32"]
+MetadataEntry = tuple[str, Any, GGUFValueType, GGUFValueType | None]
+"""Key, value, type, and the type of an array's items."""
+LAYER_WEIGHTS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+
+
+@dataclass(frozen=True)
+class TensorSource:
+    """A GGUF tensor and what it is made of.
+
+    `shape` is the GGUF tensor's in numpy's order (rows, row length); `source` the tensor of the
+    checkpoint under its hub name. `transform` is "" (as it is), "third:N" (that third of the rows), or
+    "frame:N" (that slice of axis 2 of a 3-D convolution).
+    """
+
+    name: str
+    source: str
+    shape: tuple[int, ...]
+    transform: str = ""
+
+    @property
+    def source_shape(self) -> tuple[int, ...]:
+        """The shape that the checkpoint's tensor must have."""
+        if self.transform.startswith("third:"):
+            return (3 * self.shape[0], *self.shape[1:])
+        if self.transform.startswith("frame:"):
+            return (*self.shape[:2], 2, *self.shape[2:])
+        return self.shape
+
+
+@dataclass(frozen=True)
+class ImageGrid:
+    """How a family wants images: sides in multiples of `factor`, area within pixels, then (x - mean) / std."""
+
+    factor: int
+    min_pixels: int
+    max_pixels: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class Family(ABC):
+    """One model family with one config; `find_family` makes it."""
+
+    name: ClassVar[str]
+    architecture: ClassVar[str]
+    layer_weights: ClassVar[tuple[str, ...]] = LAYER_WEIGHTS
+
+    layers: int
+    hidden_size: int
+    tied_embeddings: bool
+    hparams: dict[str, Any]
+    vision: dict[str, Any] | None
+    image_grid: ImageGrid
+
+    @property
+    def image_factor(self) -> int:
+        """Image sides are multiples of this many pixels."""
+        return self.image_grid.factor
+
+    @property
+    def min_pixels(self) -> int:
+        """The least area of an image, in pixels."""
+        return self.image_grid.min_pixels
+
+    @property
+    def max_pixels(self) -> int:
+        """The largest area of an image, in pixels."""
+        return self.image_grid.max_pixels
+
+    @property
+    def image_mean(self) -> tuple[float, float, float]:
+        """Mean that is taken off every color channel of values from 0 to 1."""
+        return self.image_grid.mean
+
+    @property
+    def image_std(self) -> tuple[float, float, float]:
+        """What every color channel is then divided by."""
+        return self.image_grid.std
+
+    @abstractmethod
+    def text_tensors(self) -> list[TensorSource]:
+        """All tensors of the text GGUF, in llama.cpp's order (by layer, then by name), from the config alone."""
+
+    @abstractmethod
+    def vision_tensors(self) -> list[TensorSource]:
+        """All tensors of the mmproj, from the config alone."""
+
+    @abstractmethod
+    def vision_type(self, tensor: TensorSource, dtype: Dtype) -> GGMLQuantizationType:
+        """The type that llama.cpp's converter gives a tensor of the mmproj."""
+
+    @abstractmethod
+    def names_in_files(self, source: str) -> Sequence[str]:
+        """The names under which checkpoints store a tensor of that hub name, hub form first."""
+
+    @abstractmethod
+    def text_metadata(self, checkpoint: Checkpoint, *, dtype: Dtype, tokenizer: bool = True) -> list[MetadataEntry]:
+        """All metadata of the text GGUF, `general.architecture` first."""
+
+    @abstractmethod
+    def vision_metadata(self, checkpoint: Checkpoint, *, dtype: Dtype) -> list[MetadataEntry]:
+        """All metadata of the mmproj."""
+
+    @abstractmethod
+    def read_image_grid(self, checkpoint: Checkpoint) -> ImageGrid:
+        """The image rules that the checkpoint's preprocessor files state."""
+
+    @abstractmethod
+    def modules(self) -> ModuleType:
+        """The module with this family's torch code, imported when asked for."""
+
+    def text_type(self, tensor: TensorSource, dtype: Dtype) -> GGMLQuantizationType:
+        """The type that llama.cpp's converter gives a tensor of the text GGUF: vectors stay in F32."""
+        return plain_type(dtype) if len(tensor.shape) > 1 else GGMLQuantizationType.F32
+
+    def find(self, checkpoint: Checkpoint, source: str) -> str:
+        """The name under which the checkpoint has a tensor; raises TensorError where it has none."""
+        for name in self.names_in_files(source):
+            if name in checkpoint.tensors:
+                return name
+        raise TensorError(
+            f"tensor {source} is missing from {checkpoint.folder}",
+            tensor=source,
+            hint="the checkpoint is incomplete or its config.json belongs to another model",
+        )
+
+
+def plain_type(dtype: Dtype) -> GGMLQuantizationType:
+    """The ggml type of a dtype's name."""
+    return GGMLQuantizationType[dtype.upper()]
+
+
+class ConfigReader:
+    """Takes values out of a config and says which key is wrong."""
+
+    def __init__(self, content: dict[str, Any], place: str) -> None:
+        self.content = content
+        self.place = place
+
+    def integer(self, key: str, default: int | None = None, *, maximum: int = 1 << 24) -> int:
+        """A whole number from 1 to `maximum`."""
+        value = self._get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= maximum:
+            raise self.wrong(key, value, f"a whole number from 1 to {maximum}")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A positive number."""
+        value = self._get(key, default)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+            raise self.wrong(key, value, "a positive number")
+        return float(value)
+
+    def integers(self, key: str, default: list[int] | None = None, *, maximum: int = 1 << 24) -> list[int]:
+        """A list of whole numbers from 0 to `maximum`, not empty."""
+        value = self._get(key, default)
+        if not isinstance(value, list) or not 0 < len(value) <= 4096:
+            raise self.wrong(key, value, "a list of whole numbers")
+        if any(not isinstance(item, int) or isinstance(item, bool) or not 0 <= item <= maximum for item in value):
+            raise self.wrong(key, value, f"whole numbers from 0 to {maximum}")
+        return list(value)
+
+    def triple(self, key: str) -> tuple[float, float, float]:
+        """Three numbers, one a color channel."""
+        value = self._get(key, None)
+        if not isinstance(value, list) or len(value) != 3 or any(not isinstance(item, int | float) for item in value):
+            raise self.wrong(key, value, "three numbers")
+        return (float(value[0]), float(value[1]), float(value[2]))
+
+    def section(self, key: str) -> ConfigReader:
+        """A nested object."""
+        value = self._get(key, None)
+        if not isinstance(value, dict):
+            raise self.wrong(key, value, "an object")
+        return ConfigReader(value, f"{self.place}: {key}")
+
+    def wrong(self, key: str, value: object, wanted: str) -> CheckpointError:
+        """The error for a key with a value that cannot be."""
+        shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
+        return CheckpointError(
+            f"{self.place}: {key} is {shown}, not {wanted}", hint="download the checkpoint's original files again"
+        )
+
+    def _get(self, key: str, default: object) -> object:
+        value = self.content.get(key)
+        if value is None:
+            value = default
+        if value is None:
+            raise CheckpointError(
+                f"{self.place}: {key} is missing", hint="download the checkpoint's original files again"
+            )
+        return value

@@ -1,0 +1,161 @@
+"""GGUF metadata that does not depend on the family: `general.*` and byte-level BPE tokenizers.
+
+Values come from gguf's own readers (`Metadata`, `SpecialVocab`); what llama.cpp's converter does
+beyond the released gguf package is done here, so that both write the same.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import gguf
+
+from luq_gguf.checkpoint import Checkpoint
+from luq_gguf.errors import CheckpointError
+from luq_gguf.families.base import Dtype, MetadataEntry
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+FILE_TYPES: dict[str, gguf.LlamaFileType] = {
+    "f32": gguf.LlamaFileType.ALL_F32,
+    "f16": gguf.LlamaFileType.MOSTLY_F16,
+    "bf16": gguf.LlamaFileType.MOSTLY_BF16,
+}
+TOKENIZER_HINT = "download the tokenizer's original files again"
+
+
+class MetadataRecorder:
+    """A gguf writer that is never given a file: it only collects keys, values and types."""
+
+    def __init__(self, architecture: str) -> None:
+        self.writer = gguf.GGUFWriter(path=None, arch=architecture)
+
+    def entries(self) -> list[MetadataEntry]:
+        """What was added, in that order."""
+        return [(key, item.value, item.type, item.sub_type) for key, item in self.writer.kv_data[0].items()]
+
+
+def add_general(
+    writer: gguf.GGUFWriter, checkpoint: Checkpoint, kind: gguf.GGUFType, parameters: int, dtype: Dtype
+) -> None:
+    """Add the model's type, name and origin, sampling advice, file type and quantization version.
+
+    Names come from the model card and the folder's name, as llama.cpp's converter takes them.
+    """
+    writer.add_type(kind)
+    logging.getLogger("metadata").setLevel(logging.ERROR)
+    try:
+        metadata = gguf.Metadata.load(None, checkpoint.folder, None, parameters)
+    except Exception as error:
+        raise CheckpointError(
+            f"cannot read the model card or generation_config.json of {checkpoint.folder}: {error}",
+            hint="repair the file or take it out of the folder",
+        ) from error
+    if metadata.name is None:
+        metadata.name = checkpoint.folder.name
+    if metadata.size_label is None and parameters > 0:
+        metadata.size_label = gguf.size_label(parameters, parameters, 0, 0)
+    penalty = checkpoint.side_json("generation_config.json").get("repetition_penalty")
+    if metadata.sampling_penalty_repeat is None and penalty is not None:
+        metadata.sampling_penalty_repeat = penalty
+    metadata.set_gguf_meta_model(writer)
+    writer.add_file_type(FILE_TYPES[dtype])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+
+
+def add_byte_level_bpe(
+    writer: gguf.GGUFWriter, checkpoint: Checkpoint, vocabulary_size: int, *, pre: str, pattern: str
+) -> None:
+    """Add a byte-level BPE vocabulary with its merges, special tokens and chat template.
+
+    `pre` is llama.cpp's name of the pre-tokenizer whose splitting pattern is `pattern`; a tokenizer that
+    splits otherwise is refused, since llama.cpp would read texts in another way than the model.
+    """
+    content = checkpoint.side_json("tokenizer.json")
+    if not content:
+        raise CheckpointError(f"{checkpoint.folder} has no tokenizer.json", hint=TOKENIZER_HINT)
+    if pattern not in _patterns(content.get("pre_tokenizer")):
+        raise CheckpointError(
+            f"the tokenizer of {checkpoint.folder} does not split texts as {pre} does", hint=TOKENIZER_HINT
+        )
+    tokens, types = read_tokens(checkpoint, vocabulary_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    try:
+        special = gguf.SpecialVocab(checkpoint.folder, load_merges=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"cannot read the tokenizer files of {checkpoint.folder}: {error}", hint=TOKENIZER_HINT
+        ) from error
+    if not special.merges:
+        raise CheckpointError(f"the tokenizer of {checkpoint.folder} has no merges", hint=TOKENIZER_HINT)
+    special.add_special_token |= _added_by_processor(content.get("post_processor"))
+    special.add_to_gguf(writer, quiet=True)
+
+
+def read_tokens(checkpoint: Checkpoint, vocabulary_size: int) -> tuple[list[str], list[int]]:
+    """All tokens by id and their llama.cpp types; ids without a token are named [PADn] and unused."""
+    tokenizer = _load_tokenizer(checkpoint)
+    by_id = {rank: token for token, rank in tokenizer.get_vocab(with_added_tokens=True).items()}
+    if max(by_id) >= vocabulary_size:
+        raise CheckpointError(
+            f"the tokenizer of {checkpoint.folder} goes up to token {max(by_id)}, vocab_size is {vocabulary_size}",
+            hint="tokenizer and config belong to different models",
+        )
+    added = tokenizer.get_added_tokens_decoder()
+    tokens: list[str] = []
+    types: list[int] = []
+    for rank in range(vocabulary_size):
+        token, kind = by_id.get(rank), gguf.TokenType.NORMAL
+        if token is None:
+            token, kind = f"[PAD{rank}]", gguf.TokenType.UNUSED
+        elif rank in added:
+            if not added[rank].normalized:
+                token = tokenizer.decode(
+                    tokenizer.encode(token, add_special_tokens=False).ids, skip_special_tokens=False
+                )
+            special = added[rank].special or (token.startswith("<|") and token.endswith("|>"))
+            kind = gguf.TokenType.CONTROL if special else gguf.TokenType.USER_DEFINED
+        tokens.append(token)
+        types.append(kind)
+    return tokens, types
+
+
+def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    path = checkpoint.folder / "tokenizer.json"
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:
+        raise CheckpointError(f"cannot read {path}: {error}", hint=TOKENIZER_HINT) from error
+
+
+def _patterns(pre_tokenizer: object) -> Iterable[str]:
+    """The regular expressions of a tokenizer.json's pre-tokenizer."""
+    if not isinstance(pre_tokenizer, dict):
+        return
+    pattern = pre_tokenizer.get("pattern")
+    if isinstance(pattern, dict) and isinstance(pattern.get("Regex"), str):
+        yield pattern["Regex"]
+    for part in pre_tokenizer.get("pretokenizers") or ():
+        yield from _patterns(part)
+
+
+def _added_by_processor(processor: object) -> dict[str, bool]:
+    """Which special tokens a post-processor adds by itself; it has the last word over tokenizer_config.json.
+
+    The released gguf does not look at byte-level processors, llama.cpp's converter does.
+    """
+    if not isinstance(processor, dict):
+        return {}
+    parts: Sequence[Any] = processor.get("processors") or [processor]
+    kinds = [part.get("type") for part in parts if isinstance(part, dict)]
+    if "ByteLevel" in kinds and "TemplateProcessing" not in kinds:
+        return {"bos": False, "eos": False}
+    return {}
