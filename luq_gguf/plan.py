@@ -97,6 +97,14 @@ def tensor_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=key)
 
 
+def group_by_part(names: Iterable[str]) -> dict[int | None, list[str]]:
+    """Names by the part they are quantized in: each layer is one, what lies outside the layers (None) another."""
+    groups: dict[int | None, list[str]] = {}
+    for name in tensor_order(names):
+        groups.setdefault(layer_of(name), []).append(name)
+    return groups
+
+
 def choose_order(scores: LayerScores | None, order_name: str, layers: int, seed: int = 0) -> tuple[int, ...]:
     """All layers, from the first to become low to the last; among equals the later layer comes first.
 
@@ -149,7 +157,7 @@ def make_plan(
     """The plan with the fewest low layers that keeps the budget, or with the number that it names.
 
     `header_bytes` is the size of the final file's header with its padding. Raises BudgetError where no plan
-    fits, RequestError where the budget is malformed or, when `strict`, where a tensor cannot take its type.
+    fits, RequestError where the budget is malformed or, when `strict`, where a tensor cannot take the low type.
     """
     _check_layers(specs, order)
     sizes = size_table(specs, header_bytes, order)
@@ -157,11 +165,12 @@ def make_plan(
     low_layers = frozenset(order[:count])
     types = {spec.name: spec.low if spec.layer in low_layers else spec.high for spec in specs}
     fallbacks = dict(_fallbacks(specs, low_layers, inputs))
-    if strict and fallbacks:
-        name, kind = next(iter(fallbacks.items()))
+    refused = [name for name in fallbacks if layer_of(name) in low_layers]
+    if strict and refused:
         raise RequestError(
-            f"{len(fallbacks)} tensors cannot take the type asked for, the first is {name} (it would be {kind})",
-            hint="leave out --strict to accept llama.cpp's substitutes, or choose another type",
+            f"{len(refused)} tensors cannot take {inputs.low_type}, the first is {refused[0]} "
+            f"(it would be {fallbacks[refused[0]]})",
+            hint="leave out --strict to accept llama.cpp's substitutes, or choose another low type",
         )
     if count and inputs.low_type in TRAINED_ONLY:
         notes = (*notes, f"{inputs.low_type} is for models trained for it: expect this model to break")
