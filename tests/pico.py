@@ -389,3 +389,38 @@ def tokenizer_config(ids: dict[str, int], form: str) -> dict[str, Any]:
         extra = {"additional_special_tokens": list(SPECIAL_TOKENS[1:]), "chat_template": CHAT_TEMPLATE}
         return {"add_bos_token": False, "added_tokens_decoder": added} | extra | shared
     return {"backend": "tokenizers", "extra_special_tokens": list(SPECIAL_TOKENS[1:]), "is_local": True} | shared
+
+
+CARD = """---
+license: apache-2.0
+license_link: https://example.org/license
+language:
+- en
+pipeline_tag: image-text-to-text
+tags:
+- multimodal
+base_model:
+- example/Pico-VL-Base
+library_name: transformers
+---
+
+# Pico
+"""
+
+GOLDEN_CASES: dict[str, dict[str, Any]] = {
+    "pico-bf16": {"folder": "Pico2.5-VL-2M-Instruct", "dtype": "bf16", "shards": 3, "card": True},
+    "pico-tied-f16": {"folder": "tied_pico", "dtype": "f16", "tied": True, "layers": 2, "seed": 1},
+    "pico-f32": {"folder": "Pico VL f32", "dtype": "f32", "seed": 2, "layers": 4},
+    "pico-nested": {"folder": "Pico2.5-VL-2M-Instruct", "dtype": "bf16", "form": "transformers5"},
+}
+"""Checkpoints for which tests/golden holds what llama.cpp's own converter made of them."""
+
+
+def build_golden_case(parent: Path, case: str) -> Path:
+    """Write one of GOLDEN_CASES into `parent`, under the folder name that its golden file was made with."""
+    options = dict(GOLDEN_CASES[case])
+    folder, card = parent / options.pop("folder"), options.pop("card", False)
+    build_pico(folder, **options)
+    if card:
+        (folder / "README.md").write_text(CARD)
+    return folder
