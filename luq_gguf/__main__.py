@@ -1,0 +1,5 @@
+"""`python -m luq_gguf`."""
+
+from luq_gguf.cli import main
+
+main()

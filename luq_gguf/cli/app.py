@@ -1,0 +1,346 @@
+"""Every command: its options, its help, one call into the pipeline, and what it prints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from luq_gguf import __version__
+from luq_gguf.cli import options
+from luq_gguf.cli.progress import show_progress
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Vision-language models as mixed-precision GGUF: ultra-low bits where the activations bear them.",
+    epilog="Example: luq-gguf convert Qwen/Qwen2.5-VL-7B-Instruct --out qwen --max-size 3.4GiB",
+)
+
+
+def _print(text: str) -> None:
+    typer.echo(text)
+
+
+def _print_json(content: Any) -> None:
+    typer.echo(json.dumps(content))
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        _print(f"luq-gguf {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def convert(
+    model: options.Model,
+    out: options.Out,
+    low_layers: options.LowLayers = None,
+    max_size: options.MaxSize = None,
+    low_type: options.LowType = "IQ1_M",
+    high_type: options.HighType = "Q4_K_M",
+    order: options.Order = "entropy",
+    strict: options.Strict = False,
+    calib: options.Calib = None,
+    samples: options.Samples = None,
+    skip_bad: options.SkipBad = False,
+    alpha: options.Alpha = 0.5,
+    seed: options.Seed = 0,
+    compute_type: options.ComputeType = "auto",
+    mmproj_type: options.MmprojType = "f16",
+    bundle: Annotated[
+        bool, typer.Option("--bundle", help="Also write text model and vision part as one file.")
+    ] = False,
+    keep_parts: Annotated[
+        bool | None,
+        typer.Option("--keep-parts/--no-keep-parts", help="Keep quantized layers for other budgets; "
+                     "default: where they take less than 2 GiB.", show_default=False),
+    ] = None,
+    threads: options.Threads = 0,
+    work: options.Work = None,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Convert a checkpoint: measure its layers, plan, quantize, verify.
+
+    Example: luq-gguf convert Qwen/Qwen2.5-VL-7B-Instruct --out qwen --max-size 3.4GiB
+    """
+    from luq_gguf import pipeline
+    from luq_gguf.cli.tables import format_conversion
+
+    settings = pipeline.Settings(
+        low_layers=low_layers, max_size=options.parse_size(max_size) if max_size else None, low_type=low_type,
+        high_type=high_type, order=order, strict=strict, calib=calib, samples=samples, skip_bad=skip_bad, alpha=alpha,
+        seed=seed, compute_type=compute_type, mmproj_type=mmproj_type, bundle=bundle, keep_parts=keep_parts,
+        threads=threads, work=work,
+    )  # fmt: skip
+    with show_progress() as progress:
+        result = pipeline.convert(model, out, settings, progress)
+    if as_json:
+        _print_json(result.as_json())
+    else:
+        _print(format_conversion(result))
+
+
+@app.command()
+def analyze(
+    model: options.Model,
+    out: options.Out,
+    order: options.Order = "entropy",
+    calib: options.Calib = None,
+    samples: options.Samples = None,
+    skip_bad: options.SkipBad = False,
+    alpha: options.Alpha = 0.5,
+    seed: options.Seed = 0,
+    compute_type: options.ComputeType = "auto",
+    work: options.Work = None,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Measure every layer's entropy and the importance matrix, without quantizing.
+
+    Example: luq-gguf analyze Qwen/Qwen2.5-VL-7B-Instruct --out qwen-analysis --calib my-images.jsonl
+    """
+    from luq_gguf import pipeline
+    from luq_gguf.cli.tables import format_scores
+
+    settings = pipeline.Settings(
+        order=order, calib=calib, samples=samples, skip_bad=skip_bad, alpha=alpha, seed=seed,
+        compute_type=compute_type, work=work,
+    )  # fmt: skip
+    with show_progress() as progress:
+        scores = pipeline.analyze(model, out, settings, progress)
+    if as_json:
+        _print(scores.model_dump_json())
+    else:
+        _print(format_scores(scores, order))
+
+
+@app.command()
+def imatrix(
+    folder: Annotated[Path, typer.Argument(help="The folder of an analysis or conversion.")],
+    alpha: options.Alpha = 0.5,
+    debug: options.Debug = False,
+) -> None:
+    """Mix the importance matrix again at another ratio of image and text tokens, without a pass.
+
+    Example: luq-gguf imatrix qwen-analysis --alpha 0.3
+    """
+    from luq_gguf import pipeline
+
+    path = pipeline.remix_importance(folder, alpha)
+    _print(f"wrote {path} at alpha {alpha:g}")
+
+
+@app.command()
+def plan(
+    source: Annotated[str, typer.Argument(help="The folder of an analysis, or a model.")],
+    low_layers: options.LowLayers = None,
+    max_size: options.MaxSize = None,
+    low_type: options.LowType = "IQ1_M",
+    high_type: options.HighType = "Q4_K_M",
+    order: options.Order = "entropy",
+    strict: options.Strict = False,
+    seed: options.Seed = 0,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Choose a type for every tensor; of a bare model: the size for every number of low layers.
+
+    Example: luq-gguf plan qwen-analysis --max-size 3.4GiB
+    """
+    from luq_gguf import pipeline
+    from luq_gguf.cli.tables import format_plan, format_sizes
+
+    settings = pipeline.Settings(
+        low_layers=low_layers, max_size=options.parse_size(max_size) if max_size else None, low_type=low_type,
+        high_type=high_type, order=order, strict=strict, seed=seed,
+    )  # fmt: skip
+    if pipeline.is_analysis(source):
+        made = pipeline.plan_from_analysis(Path(source), settings)
+        _print(made.model_dump_json() if as_json else format_plan(made, Path(source)))
+        return
+    table = pipeline.size_table_of_model(source, settings)
+    if as_json:
+        _print_json(table.as_json())
+    else:
+        _print(format_sizes(table))
+
+
+@app.command()
+def export(
+    model: options.Model,
+    out: options.Out,
+    dtype: options.Dtype = "auto",
+    mmproj_type: options.MmprojType = "f16",
+    debug: options.Debug = False,
+) -> None:
+    """Write the 16-bit text GGUF and the mmproj, as llama.cpp's own converter would.
+
+    Example: luq-gguf export Qwen/Qwen2.5-VL-7B-Instruct --out qwen-16bit
+    """
+    from luq_gguf import pipeline
+
+    with show_progress() as progress:
+        for path in pipeline.export_model(model, out, dtype, mmproj_type, progress):
+            _print(f"wrote {path} ({path.stat().st_size:,} bytes)")
+
+
+@app.command()
+def quantize(
+    source: Annotated[Path, typer.Argument(help="A 16-bit GGUF.")],
+    plan_file: Annotated[Path, typer.Option("--plan", help="plan.json of that model.")],
+    imatrix_file: Annotated[Path, typer.Option("--imatrix", help="imatrix.gguf of that model.")],
+    out: Annotated[Path, typer.Option("--out", help="The GGUF to write.")],
+    threads: options.Threads = 0,
+    debug: options.Debug = False,
+) -> None:
+    """Quantize an existing 16-bit GGUF by a plan.
+
+    Example: luq-gguf quantize model-F16.gguf --plan plan.json --imatrix imatrix.gguf --out model-LUQ.gguf
+    """
+    from luq_gguf import pipeline
+
+    with show_progress() as progress:
+        pipeline.quantize_file(source, plan_file, imatrix_file, out, threads, progress)
+    _print(f"wrote {out} ({out.stat().st_size:,} bytes)")
+
+
+@app.command()
+def verify(
+    file: Annotated[Path, typer.Argument(help="A GGUF.")],
+    plan_file: Annotated[Path, typer.Option("--plan", help="The plan it was made by.")],
+    debug: options.Debug = False,
+) -> None:
+    """Reread a GGUF against its plan; exit 1 and the list of what differs where it does.
+
+    Example: luq-gguf verify model-LUQ.gguf --plan plan.json
+    """
+    from luq_gguf.artifacts import Plan, read_record
+    from luq_gguf.verify import verify_types
+
+    differences = verify_types(file, read_record(plan_file, Plan))
+    for difference in differences:
+        _print(difference)
+    if differences:
+        raise typer.Exit(1)
+    _print(f"{file} is what {plan_file} says")
+
+
+@app.command()
+def ask(
+    model: Annotated[Path, typer.Argument(help="A text GGUF or a bundle.")],
+    question: Annotated[str, typer.Argument(help="What to ask.")],
+    mmproj: Annotated[
+        Path | None, typer.Option("--mmproj", help="Its vision part; a bundle brings its own.", show_default=False)
+    ] = None,
+    image: Annotated[Path | None, typer.Option("--image", help="The image to ask about.", show_default=False)] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Stop after so many tokens.")] = 256,
+    context: Annotated[int, typer.Option("--context", min=64, help="Context size in tokens.")] = 4096,
+    threads: options.Threads = 0,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Ask a model about an image through llama.cpp; the answer is greedy, so it can be repeated.
+
+    Example: luq-gguf ask model-LUQ.gguf --mmproj mmproj-model-F16.gguf --image photo.jpg "What is this?"
+    """
+    from luq_gguf.images import load_image
+    from luq_gguf.runtime import Runtime
+
+    picture = load_image(image) if image is not None else None
+    with Runtime(model, mmproj, threads=threads, context=context) as runtime:
+        answer = runtime.answer(question, picture, max_tokens=max_tokens)
+    if as_json:
+        _print_json({"question": question, "answer": answer})
+    else:
+        _print(answer)
+
+
+@app.command()
+def bundle(
+    model: Annotated[Path, typer.Argument(help="A text GGUF.")],
+    mmproj: Annotated[Path, typer.Argument(help="Its vision part.")],
+    out: Annotated[Path, typer.Option("--out", help="The file to write.")],
+    debug: options.Debug = False,
+) -> None:
+    """Put a text GGUF and its vision part into one file that llama.cpp loads as the text model.
+
+    Example: luq-gguf bundle model-LUQ.gguf mmproj-model-F16.gguf --out model-LUQ-bundle.gguf
+    """
+    from luq_gguf.bundle import bundle as join
+
+    join(model, mmproj, out)
+    _print(f"wrote {out} ({out.stat().st_size:,} bytes)")
+
+
+@app.command()
+def unbundle(
+    file: Annotated[Path, typer.Argument(help="A bundle.")],
+    out: options.Out,
+    debug: options.Debug = False,
+) -> None:
+    """Take a bundle apart, for frontends that want the vision part as a file.
+
+    Example: luq-gguf unbundle model-LUQ-bundle.gguf --out model
+    """
+    from luq_gguf.bundle import unbundle as split
+
+    for path in split(file, out):
+        _print(f"wrote {path} ({path.stat().st_size:,} bytes)")
+
+
+@app.command()
+def bench(
+    files: Annotated[list[Path], typer.Argument(help="GGUF files.")],
+    prompt: Annotated[int, typer.Option("--prompt", min=1, help="Tokens of the prompt.")] = 128,
+    generate: Annotated[int, typer.Option("--generate", min=1, help="Tokens decoded one at a time.")] = 32,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Interleaved rounds.")] = 3,
+    threads: options.Threads = 0,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Measure tokens per second of GGUF files on this CPU, in turn.
+
+    Example: luq-gguf bench model-LUQ.gguf model-Q4_K_M.gguf --threads 4
+    """
+    from dataclasses import asdict
+
+    from luq_gguf.bench import format_bench, measure_files
+
+    samples = measure_files(files, prompt=prompt, generate=generate, threads=threads or None, repeat=rounds)
+    if as_json:
+        _print_json([asdict(sample) for sample in samples])
+    else:
+        _print(format_bench(samples))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the demo's files.")] = Path("demo-output"),
+    threads: options.Threads = 0,
+    debug: options.Debug = False,
+) -> None:
+    """Convert the embedded model, then ask the 16-bit and the small file about pictures, side by side.
+
+    Example: luq-gguf demo
+    """
+    from luq_gguf.demo.show import run_demo
+
+    with show_progress() as progress:
+        shown = run_demo(out, threads, progress)
+    _print(shown)

@@ -1,0 +1,96 @@
+"""The options that commands share, documented once, and the parsing of their values."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as 3.4GiB, 900MB or 12345; raises click.BadParameter otherwise."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if match is None or match[2].upper() not in _UNITS:
+        raise click.BadParameter(f"{text!r} is no size; write for example 3.4GiB, 900MB or a number of bytes")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+Model = Annotated[str, typer.Argument(help="A folder with a Hugging Face checkpoint, or a hub id.", show_default=False)]
+Out = Annotated[Path, typer.Option("--out", help="Folder for the results; made if it does not exist.")]
+
+LowLayers = Annotated[
+    int | None,
+    typer.Option("--low-layers", min=0, help="So many layers get the low type.", rich_help_panel="Budget"),
+]
+MaxSize = Annotated[
+    str | None,
+    typer.Option(
+        "--max-size", help="The text GGUF is at most so large: 3.4GiB, 900MB, bytes.", rich_help_panel="Budget"
+    ),
+]
+
+LowType = Annotated[
+    str, typer.Option("--low-type", help="Type of the low layers' seven weights.", rich_help_panel="Method")
+]
+HighType = Annotated[
+    str, typer.Option("--high-type", help="What everything else is quantized as.", rich_help_panel="Method")
+]
+Order = Annotated[
+    str,
+    typer.Option(
+        "--order",
+        help="Which layers become low first: entropy (of the output), entropy-input, depth, reverse, random.",
+        rich_help_panel="Method",
+    ),
+]
+Strict = Annotated[
+    bool,
+    typer.Option("--strict", help="A row that the low type cannot take is an error.", rich_help_panel="Method"),
+]
+Calib = Annotated[
+    Path | None,
+    typer.Option(
+        "--calib", help="JSONL of images, questions and answers, or texts.", show_default=False, rich_help_panel="Method"
+    ),
+]
+Samples = Annotated[
+    int | None,
+    typer.Option("--samples", min=1, help="Take a seeded subset of so many samples.", rich_help_panel="Method"),
+]
+SkipBad = Annotated[
+    bool,
+    typer.Option("--skip-bad", help="Leave out samples that cannot be read, and say how many.",
+                 rich_help_panel="Method"),
+]  # fmt: skip
+Alpha = Annotated[
+    float,
+    typer.Option("--alpha", min=0.0, max=1.0, help="Share of image+text tokens in the importance matrix.",
+                 rich_help_panel="Method"),
+]  # fmt: skip
+Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice.", rich_help_panel="Method")]
+ComputeType = Annotated[
+    str,
+    typer.Option("--compute-type", help="Type of the analysis pass: auto, bf16, f32.", rich_help_panel="Method"),
+]
+
+MmprojType = Annotated[
+    str, typer.Option("--mmproj-type", help="Type of the vision part: f16, bf16, f32.", rich_help_panel="Run")
+]
+Dtype = Annotated[
+    str, typer.Option("--dtype", help="16-bit type: auto (bf16 where the checkpoint is), f16, bf16, f32.")
+]
+Threads = Annotated[
+    int, typer.Option("--threads", min=0, help="Threads; 0 takes one for each core.", rich_help_panel="Run")
+]
+Work = Annotated[
+    Path | None,
+    typer.Option("--work", help="Folder for what later runs reuse; default: .work in --out.", show_default=False,
+                 rich_help_panel="Run"),
+]  # fmt: skip
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel="Run")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel="Run")]

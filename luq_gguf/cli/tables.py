@@ -1,0 +1,111 @@
+"""What commands print: tables of scores, plans, sizes and conversions, as text."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from luq_gguf.artifacts import EntropyRow, LayerScores, Plan
+    from luq_gguf.pipeline import Conversion, SizeTable
+
+WIDTH = 110
+
+
+def render(*parts: Table | str) -> str:
+    """Tables and lines as plain text."""
+    console = Console(file=io.StringIO(), width=WIDTH, no_color=True, highlight=False)
+    for part in parts:
+        console.print(part)
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in text.rstrip().splitlines())
+
+
+def make_table(title: str, columns: Iterable[str]) -> Table:
+    """A table whose first column is text and whose others are figures."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    return table
+
+
+def format_bytes(count: int) -> str:
+    """Bytes in the unit people read, and exactly."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.2f} {unit}"
+        size /= 1024
+    raise AssertionError("unreachable")
+
+
+def _entropy_cell(rows: tuple[EntropyRow, ...] | None, layer: int) -> str:
+    return "-" if rows is None else f"{rows[layer].mean:.3f} ±{rows[layer].spread:.3f}"
+
+
+def format_scores(scores: LayerScores, order: str) -> str:
+    """Entropy of every layer, with how stable its order is."""
+    site = "input" if order == "entropy-input" else "output"
+    multimodal, text = scores.entropy.get(f"{site}_multimodal"), scores.entropy.get(f"{site}_text")
+    table = make_table(f"entropy of each layer's {site} in bits, ± over seeds", ("layer", "image+text", "text only"))
+    for layer in range(scores.layers):
+        table.add_row(str(layer), _entropy_cell(multimodal, layer), _entropy_cell(text, layer))
+    lines = [
+        f"order between two seeds, Kendall's tau: {name.replace('_', ', ')} {value:.2f}"
+        for name, value in scores.stability.items()
+    ]
+    tokens = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in scores.tokens.items())
+    lines.append(f"{scores.samples} samples ({tokens} tokens), {scores.held_out} held out")
+    return render(table, "", *lines, *scores.warnings)
+
+
+def format_plan(plan: Plan, folder: Path) -> str:
+    """A plan's layers and size."""
+    low = set(plan.low_layers)
+    table = make_table(f"order: {plan.order_name}", ("layer", "type"))
+    for layer in plan.order:
+        table.add_row(str(layer), plan.low_type if layer in low else plan.high_type)
+    return render(table, "", *_plan_lines(plan), f"wrote {folder / 'plan.json'} and {folder / 'tensor-types.txt'}")
+
+
+def _plan_lines(plan: Plan) -> list[str]:
+    share = 100 * (plan.size_bytes / plan.high_size_bytes - 1)
+    lines = [
+        f"{len(plan.low_layers)} of {plan.layers} layers {plan.low_type}: {format_bytes(plan.size_bytes)} "
+        f"({plan.size_bytes:,} bytes), {plan.bits_per_weight:.2f} bits per weight",
+        f"{plan.high_type} alone: {format_bytes(plan.high_size_bytes)} ({share:+.1f} %), "
+        f"16 bits: {format_bytes(plan.f16_size_bytes)}",
+    ]
+    lines += [f"fallback: {name} is {kind}" for name, kind in plan.fallbacks.items()]
+    return lines + list(plan.notes)
+
+
+def format_sizes(sizes: SizeTable) -> str:
+    """The size of the text GGUF for every number of low layers."""
+    table = make_table(
+        f"{sizes.model}: {sizes.layers} layers, {sizes.low_type} in the low ones, {sizes.high_type} elsewhere",
+        ("low layers", "bytes", "size", f"against {sizes.high_type}"),
+    )
+    for count, size in enumerate(sizes.sizes):
+        table.add_row(str(count), f"{size:,}", format_bytes(size), f"{100 * (size / sizes.sizes[0] - 1):+.1f} %")
+    return render(table, "", *sizes.notes)
+
+
+def format_conversion(result: Conversion) -> str:
+    """The final table of `convert`."""
+    plan, scores = result.plan, result.scores
+    low, entropy, text = set(plan.low_layers), scores.entropy.get("output_multimodal"), scores.entropy.get("output_text")
+    table = make_table("", ("layer", "entropy (image+text)", "entropy (text)", "type", "bytes"))
+    for layer in range(plan.layers):
+        kind = plan.low_type if layer in low else plan.high_type
+        size = f"{result.layer_bytes[layer]:,}"
+        table.add_row(str(layer), _entropy_cell(entropy, layer), _entropy_cell(text, layer), kind, size)
+    stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in result.seconds.items())
+    lines = [*_plan_lines(plan), f"time: {stages}" if stages else "nothing to do: these files are of the same request"]
+    lines += [f"wrote {path}" for path in result.files()]
+    return render(table, "", *lines, *scores.warnings)

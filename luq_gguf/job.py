@@ -1,0 +1,158 @@
+"""One model, one output folder, one set of choices: what every stage of the pipeline is handed.
+
+Also how long each stage took, and the names under which results and reusable work lie.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from luq_gguf.checkpoint import Checkpoint, resolve_model
+from luq_gguf.errors import RequestError
+from luq_gguf.export import resolve_dtype
+from luq_gguf.families import find_family
+from luq_gguf.families.base import Dtype, Family
+from luq_gguf.plan import ORDERS, Budget
+from luq_gguf.progress import Progress
+from luq_gguf.type_names import parse_high_type, parse_low_type
+
+PLAN, SCORES, IMATRIX, MANIFEST = "plan.json", "scores.json", "imatrix.gguf", "manifest.json"
+SUMS, REFERENCE, TENSOR_TYPES = "sums.safetensors", "reference.safetensors", "tensor-types.txt"
+HEADER, MODEL = "header.gguf", "model.json"
+MMPROJ_TYPES = ("f16", "bf16", "f32")
+COMPUTE_TYPES = ("auto", "bf16", "f32")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a user may choose; the defaults are the paper's method.
+
+    `max_size` is in bytes of the text GGUF; `threads` 0 means all cores; `keep_parts` None keeps the
+    quantized layers of small models; `work` None means a folder beside the results.
+    """
+
+    low_layers: int | None = None
+    max_size: int | None = None
+    low_type: str = "IQ1_M"
+    high_type: str = "Q4_K_M"
+    order: str = "entropy"
+    strict: bool = False
+    calib: Path | None = None
+    samples: int | None = None
+    skip_bad: bool = False
+    alpha: float = 0.5
+    seed: int = 0
+    compute_type: str = "auto"
+    mmproj_type: str = "f16"
+    threads: int = 0
+    work: Path | None = None
+    keep_parts: bool | None = None
+    bundle: bool = False
+
+    def __post_init__(self) -> None:
+        _require_one_of("order", self.order, ORDERS)
+        _require_one_of("mmproj type", self.mmproj_type, MMPROJ_TYPES)
+        _require_one_of("compute type", self.compute_type, COMPUTE_TYPES)
+        parse_low_type(self.low_type)
+        parse_high_type(self.high_type)
+        if not 0 <= self.alpha <= 1:
+            raise RequestError(f"alpha is {self.alpha:g}", hint="give a number from 0 to 1")
+
+    @property
+    def budget(self) -> Budget:
+        """The part of the choices that limits the file."""
+        return Budget(self.low_layers, self.max_size)
+
+    @property
+    def measures_input(self) -> bool:
+        """Whether the order needs the entropy of the layers' input too."""
+        return self.order == "entropy-input"
+
+
+def _require_one_of(what: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise RequestError(f"unknown {what} {value!r}", hint=f"known are {', '.join(known)}")
+
+
+@dataclass
+class Stopwatch:
+    """Seconds by stage, in the order in which stages ran."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        """Add the time of the block to a stage."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.monotonic() - started, 3)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every stage needs; make it with `open_job`."""
+
+    checkpoint: Checkpoint
+    family: Family
+    out: Path
+    settings: Settings
+    progress: Progress
+    watch: Stopwatch = field(default_factory=Stopwatch)
+
+    @property
+    def name(self) -> str:
+        """The model's name in file names: its folder's, in harmless characters."""
+        return model_name(self.checkpoint.folder)
+
+    @property
+    def dtype(self) -> Dtype:
+        """The 16-bit type that layers pass through on their way to a quantized one."""
+        return resolve_dtype(self.checkpoint, "auto")
+
+    @property
+    def work(self) -> Path:
+        """Where lies what later runs can reuse."""
+        return self.settings.work or self.out / ".work"
+
+    @property
+    def parts(self) -> Path:
+        """Quantized layers, each under a name made of everything that its bytes depend on."""
+        return self.work / "parts"
+
+    @property
+    def mmproj(self) -> Path:
+        """The vision part's final name."""
+        return self.out / mmproj_name(self.name, self.settings.mmproj_type)
+
+
+def open_job(model: str, out: Path, settings: Settings, progress: Progress) -> Job:
+    """Find the model and its family; reads headers only. Raises CheckpointError with what is wrong."""
+    checkpoint = Checkpoint.open(resolve_model(model))
+    return Job(checkpoint, find_family(checkpoint.config), out, settings, progress)
+
+
+def model_name(folder: Path) -> str:
+    """A folder's name in characters that any file system takes; a hub snapshot's is its repository's."""
+    resolved = folder.resolve()
+    hub = re.search(r"models--[^/]+--([^/]+)/snapshots/", f"{resolved}/")
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", hub[1] if hub else resolved.name).strip("-.") or "model"
+
+
+def mmproj_name(name: str, kind: str) -> str:
+    """The vision part's file name."""
+    return f"mmproj-{name}-{kind.upper()}.gguf"
+
+
+def key_of(*inputs: Any) -> str:
+    """A short name that changes with everything it is made of; `inputs` are plain JSON values."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:24]

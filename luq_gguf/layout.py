@@ -1,0 +1,150 @@
+"""What a plan needs to know of a model before anything is measured: its tensors, their types, its header.
+
+Takes a checkpoint's headers, or its config.json alone; asks llama.cpp for types by a dry run on a file
+whose data are a hole. Knows nothing of scores.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from luq_gguf import safetensors_index
+from luq_gguf.artifacts import Plan, Record, read_record, write_record
+from luq_gguf.assemble import header_bytes
+from luq_gguf.checkpoint import Checkpoint
+from luq_gguf.errors import ArtifactError, CheckpointError
+from luq_gguf.export import write_header_only
+from luq_gguf.families import find_family
+from luq_gguf.families.base import Family
+from luq_gguf.gguf_file import GGUFFile
+from luq_gguf.importance import ImatrixNote
+from luq_gguf.job import HEADER, MODEL, Job, Settings
+from luq_gguf.plan import Budget, PlanInputs, TensorSpec, layer_of, make_plan, size_table, type_size
+from luq_gguf.quantize import resolve_types, tensor_specs
+from luq_gguf.quantizer import Quantizer
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A model's tensors with the types they may get, and the size of the final file's header in bytes."""
+
+    checkpoint: str
+    specs: tuple[TensorSpec, ...]
+    header_bytes: int
+    inputs: PlanInputs
+
+    def plan(self, order: Sequence[int], order_name: str, budget: Budget, *, strict: bool) -> Plan:
+        """The plan of this model for an order of its layers and a budget."""
+        named = PlanInputs(**{**vars(self.inputs), "order_name": order_name})
+        return make_plan(self.specs, self.header_bytes, order, budget, named, strict=strict)
+
+    def sizes(self, order: Sequence[int]) -> tuple[int, ...]:
+        """Bytes of the file with the first 0, 1, ... all layers of `order` low."""
+        return size_table(self.specs, self.header_bytes, order)
+
+    def layer_bytes(self, plan: Plan) -> tuple[int, ...]:
+        """Bytes of each layer's tensors in a plan's file, without padding."""
+        sizes = [0] * plan.layers
+        for spec in self.specs:
+            if spec.layer is not None:
+                kind = spec.low if spec.layer in plan.low_layers else spec.high
+                sizes[spec.layer] += type_size(kind, spec.shape)
+        return tuple(sizes)
+
+    def largest_source_part(self) -> int:
+        """Bytes of the largest set of tensors that is ever written in 16 bits: a layer, or all outside the layers."""
+        sizes: dict[int | None, int] = {}
+        for spec in self.specs:
+            sizes[spec.layer] = sizes.get(spec.layer, 0) + type_size(spec.source, spec.shape)
+        return max(sizes.values())
+
+
+class ModelRecord(Record):
+    """`model.json` of an analysis: which model it is of, so that plans can be made without the checkpoint."""
+
+    format: Literal["luq-gguf model 1"] = "luq-gguf model 1"
+    checkpoint: str
+    name: str
+    layers: int
+    source_bytes: int
+    dataset: str
+
+
+def predicted_note(dataset: str) -> ImatrixNote:
+    """What the final file will say of its importance matrix; the numbers do not change its length."""
+    return ImatrixNote("imatrix.gguf", dataset, 1, 1)
+
+
+def lay_out(
+    digest: str, header: Path, settings: Settings, dataset: str, quantizer: Quantizer | None = None
+) -> Layout:
+    """The layout of the 16-bit GGUF whose header stands in `header`, its data a hole."""
+    base = GGUFFile.open(header)
+    resolved = resolve_types(header, settings.high_type, settings.low_type, quantizer=quantizer)
+    inputs = PlanInputs(
+        digest, settings.high_type.upper(), settings.low_type.upper(), "", resolved.high_fallbacks, base.data_end
+    )
+    size = header_bytes(base, settings.high_type, predicted_note(dataset))
+    return Layout(digest, tuple(tensor_specs(base, resolved)), size, inputs)
+
+
+def write_header(job: Job, folder: Path) -> Path:
+    """The header of the model's 16-bit GGUF, its data a hole, in `folder`."""
+    path = folder / HEADER
+    write_header_only(job.checkpoint, job.family, path, dtype=job.dtype)
+    return path
+
+
+def keep_header(job: Job, header: Path, dataset: str) -> None:
+    """Keep what planning needs beside an analysis: the header without its hole, and `model.json`."""
+    base = GGUFFile.open(header)
+    with header.open("r+b") as handle:
+        handle.truncate(base.data_start)
+    header.replace(job.out / HEADER)
+    record = ModelRecord(
+        checkpoint=job.checkpoint.digest, name=job.name, layers=job.family.layers, source_bytes=base.size,
+        dataset=dataset,
+    )  # fmt: skip
+    write_record(job.out / MODEL, record)
+
+
+def kept_layout(folder: Path, settings: Settings) -> tuple[ModelRecord, Layout]:
+    """The layout of an analyzed model, from what `keep_header` left in its folder."""
+    record = read_record(folder / MODEL, ModelRecord)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".header-") as scratch:
+        header = Path(scratch) / HEADER
+        try:
+            header.write_bytes((folder / HEADER).read_bytes())
+        except OSError as error:
+            raise ArtifactError(
+                f"cannot read {folder / HEADER}: {error.strerror}", path=folder / HEADER, hint="analyze the model again"
+            ) from error
+        with header.open("r+b") as handle:
+            handle.truncate(record.source_bytes)
+        return record, lay_out(record.checkpoint, header, settings, record.dataset)
+
+
+def layout_of_config(folder: Path, settings: Settings, dataset: str) -> tuple[Family, Layout, bool]:
+    """The layout of a model of which only config.json need be there; the last says whether its tokenizer is."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has no config.json", hint="give a model folder, a hub id or an analysis")
+    checkpoint = Checkpoint(folder, safetensors_index.read_json(path), {}, "")
+    family = find_family(checkpoint.config)
+    has_tokenizer = checkpoint.side_file("tokenizer.json") is not None
+    with tempfile.TemporaryDirectory(prefix="luq-gguf-") as scratch:
+        header = Path(scratch) / HEADER
+        write_header_only(checkpoint, family, header, dtype="f16", tokenizer=has_tokenizer)
+        return family, lay_out("", header, settings, dataset), has_tokenizer
+
+
+def part_names(plan: Plan) -> dict[int | None, list[str]]:
+    """The tensors of a plan by part: one for all outside the layers (None), then one a layer."""
+    parts: dict[int | None, list[str]] = {None: []}
+    for name in plan.types:
+        parts.setdefault(layer_of(name), []).append(name)
+    return parts

@@ -1,0 +1,424 @@
+"""The stages in order; a stage whose inputs have not changed is not run again.
+
+Takes a model and settings, leaves the results in one folder. What later runs can reuse (the analysis,
+quantized layers) lies in a work folder under names made of its inputs, so that another budget costs no
+more than an assembly. Knows no terminal: progress goes to a callback.
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from gguf import GGMLQuantizationType
+
+from luq_gguf import __version__
+from luq_gguf.artifacts import LayerScores, Plan, atomic_path, read_record, require_space, write_record, write_text
+from luq_gguf.assemble import assemble
+from luq_gguf.bundle import bundle
+from luq_gguf.calibration import CalibrationSet, load_calibration
+from luq_gguf.checkpoint import resolve_model
+from luq_gguf.errors import ArtifactError, GGUFError
+from luq_gguf.export import export_text, export_vision
+from luq_gguf.imatrix import check_coverage, mix_importance, read_imatrix, read_sums, write_imatrix, write_sums
+from luq_gguf.importance import ImatrixNote
+from luq_gguf.job import IMATRIX, PLAN, REFERENCE, SCORES, SUMS, TENSOR_TYPES, Job, Settings, key_of, mmproj_name
+from luq_gguf.job import model_name, open_job
+from luq_gguf.layout import Layout, keep_header, kept_layout, lay_out, layout_of_config, part_names, write_header
+from luq_gguf.manifest import Manifest, find_manifest, record_files, versions, write_manifest
+from luq_gguf.plan import choose_order, is_weight, layer_of, tensor_types_text
+from luq_gguf.progress import Progress, silent
+from luq_gguf.quantize import make_part, part_key, quantize_gguf
+from luq_gguf.quantizer import Quantizer
+from luq_gguf.type_names import UNQUANTIZED
+from luq_gguf.verify import verify_types
+
+__all__ = [
+    "Conversion", "Settings", "SizeTable", "analyze", "convert", "export_model", "is_analysis", "plan_from_analysis",
+    "quantize_file", "remix_importance", "size_table_of_model",
+]  # fmt: skip
+
+SMALL_MODEL_BYTES = 2 * 2**30
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What `convert` made: where it lies, by which plan, and how long each stage took."""
+
+    model: Path
+    mmproj: Path
+    bundle: Path | None
+    plan_path: Path
+    scores_path: Path
+    imatrix_path: Path
+    plan: Plan
+    scores: LayerScores
+    layer_bytes: tuple[int, ...]
+    seconds: dict[str, float]
+
+    def files(self) -> list[Path]:
+        """Every result, the model first."""
+        bundle = [self.bundle] if self.bundle else []
+        return [self.model, self.mmproj, *bundle, self.plan_path, self.scores_path, self.imatrix_path]
+
+    def as_json(self) -> dict[str, Any]:
+        """The object that `convert --json` prints."""
+        rows = self.scores.entropy.get("output_multimodal") or self.scores.entropy["output_text"]
+        return {
+            "model": str(self.model),
+            "mmproj": str(self.mmproj),
+            "bundle": str(self.bundle) if self.bundle else None,
+            "size_bytes": self.plan.size_bytes,
+            "bits_per_weight": self.plan.bits_per_weight,
+            "low_layers": list(self.plan.low_layers),
+            "order": list(self.plan.order),
+            "entropy": [row.mean for row in rows],
+            "types": self.plan.types,
+            "plan": str(self.plan_path),
+            "scores": str(self.scores_path),
+            "imatrix": str(self.imatrix_path),
+            "report": None,
+            "seconds": self.seconds,
+        }
+
+
+@dataclass(frozen=True)
+class SizeTable:
+    """Bytes of a model's text GGUF for 0, 1, ... all layers low, and of its 16-bit form."""
+
+    model: str
+    layers: int
+    low_type: str
+    high_type: str
+    sizes: tuple[int, ...]
+    f16_size_bytes: int
+    notes: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The table as one JSON object."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class AnalysisFiles:
+    """Where a finished analysis lies."""
+
+    folder: Path
+
+    @property
+    def scores(self) -> LayerScores:
+        """What it says of the layers."""
+        return read_record(self.folder / SCORES, LayerScores)
+
+    @property
+    def sums(self) -> Path:
+        """The sums of squared inputs by modality."""
+        return self.folder / SUMS
+
+
+def convert(model: str, out: Path, settings: Settings, progress: Progress = silent) -> Conversion:
+    """The whole path: text GGUF, mmproj and their records in `out`, verified.
+
+    A second run with the same inputs finds its results by the manifest and does nothing. Raises LuqError
+    with what is wrong before hours are spent, wherever it can be known before.
+    """
+    job = open_job(model, out, settings, progress)
+    calibration = read_calibration(settings)
+    request = key_of(__version__, versions(), job.checkpoint.digest, calibration.digest, plain_settings(settings))
+    finished = find_manifest(out, request)
+    if finished is not None:
+        return _finished_conversion(job, finished)
+    job.work.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=job.work, prefix=".header-") as scratch, Quantizer() as quantizer:
+        with job.watch.measure("types"):
+            header = write_header(job, Path(scratch))
+            layout = lay_out(job.checkpoint.digest, header, settings, calibration.name, quantizer)
+        require_room(job, layout)
+        analysis = run_analysis(job, calibration)
+        imatrix = write_importance(analysis.sums, settings.alpha, job.work / IMATRIX)
+        plan = make_plan_of(job.family.layers, layout, analysis.scores, settings)
+        check_coverage(read_imatrix(imatrix), weights_to_quantize(plan))
+        parts = make_parts(job, plan, imatrix, quantizer)
+        target = out / f"{job.name}-LUQ-{len(plan.low_layers)}of{plan.layers}-{plan.low_type}.gguf"
+        with job.watch.measure("assemble"):
+            assemble(parts, header, plan, target, imatrix=ImatrixNote.of(imatrix), progress=progress)
+    check_file(job, target, plan)
+    with job.watch.measure("mmproj"):
+        export_vision(job.checkpoint, job.family, job.mmproj, dtype=settings.mmproj_type, progress=progress)
+    result = leave_records(job, target, plan, layout, analysis)
+    finish(job, request, result)
+    if not keeps_parts(settings, plan):
+        shutil.rmtree(job.parts)
+    return result
+
+
+def analyze(model: str, out: Path, settings: Settings, progress: Progress = silent) -> LayerScores:
+    """Scores, sums, importance matrix, reference and header of a model in `out`, for `plan` and `imatrix`."""
+    job = open_job(model, out, settings, progress)
+    calibration = read_calibration(settings)
+    analysis = run_analysis(job, calibration)
+    for name in (SCORES, SUMS, REFERENCE):
+        _copy(analysis.folder / name, out / name)
+    write_importance(out / SUMS, settings.alpha, out / IMATRIX)
+    with tempfile.TemporaryDirectory(dir=job.work, prefix=".header-") as scratch:
+        keep_header(job, write_header(job, Path(scratch)), calibration.name)
+    return analysis.scores
+
+
+def read_calibration(settings: Settings) -> CalibrationSet:
+    """The samples that the settings name; None stands for the built-in ones."""
+    return load_calibration(
+        settings.calib, samples=settings.samples, seed=settings.seed, skip_bad=settings.skip_bad
+    )
+
+
+def run_analysis(job: Job, calibration: CalibrationSet) -> AnalysisFiles:
+    """One pass over the decoder, or the results of an earlier one with the same inputs."""
+    from luq_gguf.activations import analyze as analyze_activations
+    from luq_gguf.activations import resolve_compute_type
+    from luq_gguf.reference import write_reference
+
+    settings = job.settings
+    compute_type = resolve_compute_type(settings.compute_type)
+    key = key_of(
+        __version__, job.checkpoint.digest, calibration.digest, settings.seed, compute_type, settings.measures_input
+    )
+    folder = job.work / f"analysis-{key}"
+    if folder.is_dir():
+        return AnalysisFiles(folder)
+    with job.watch.measure("analyze"):
+        result = analyze_activations(
+            job.checkpoint,
+            job.family,
+            calibration,
+            compute_type=compute_type,
+            seed=settings.seed,
+            progress=job.progress,
+            input_entropy=settings.measures_input,
+            work=job.work,
+        )
+        job.work.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=job.work, prefix=".analysis-") as scratch:
+            partial = Path(scratch) / "analysis"
+            write_sums(partial / SUMS, result.sums)
+            write_reference(partial / REFERENCE, result.reference)
+            write_record(partial / SCORES, result.scores)
+            partial.rename(folder)
+    return AnalysisFiles(folder)
+
+
+def write_importance(sums: Path, alpha: float, target: Path) -> Path:
+    """The importance matrix at a ratio of image and text tokens, from an analysis' sums."""
+    write_imatrix(target, mix_importance(read_sums(sums), alpha))
+    return target
+
+
+def remix_importance(folder: Path, alpha: float) -> Path:
+    """Write the importance matrix of an analyzed model again at another ratio; no pass over the model."""
+    if not (folder / SUMS).is_file():
+        raise ArtifactError(f"{folder} holds no {SUMS}", path=folder / SUMS, hint="give the folder of `analyze`")
+    return write_importance(folder / SUMS, alpha, folder / IMATRIX)
+
+
+def make_plan_of(layers: int, layout: Layout, scores: LayerScores | None, settings: Settings) -> Plan:
+    """The plan that the settings ask for."""
+    order = choose_order(scores, settings.order, layers, settings.seed)
+    return layout.plan(order, settings.order, settings.budget, strict=settings.strict)
+
+
+def require_room(job: Job, layout: Layout) -> None:
+    """Refuse, before any work, a budget that no file meets and a disk that the work would fill."""
+    layers = job.family.layers
+    depth = choose_order(None, "depth", layers)
+    everything_low = layout.plan(depth, "depth", job.settings.budget, strict=job.settings.strict)
+    sizes = layout.sizes(depth)
+    largest = everything_low.size_bytes if job.settings.low_layers is not None else max(sizes)
+    text = min(largest, max(job.settings.max_size or largest, min(sizes)))
+    vision = 4 * sum(_elements(tensor.shape) for tensor in job.family.vision_tensors())
+    parts = 0 if any(job.parts.glob("*.gguf")) else text
+    copies = 2 if job.settings.bundle else 1
+    require_space(job.out, copies * (text + vision) + parts + layout.largest_source_part(), f"converting {job.name}")
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    return functools.reduce(int.__mul__, shape, 1)
+
+
+def weights_to_quantize(plan: Plan) -> list[str]:
+    """The layers' weights that need importance: everything in them that a plan does not leave in 16 bits."""
+    named = ((name, kind) for name, kind in plan.types.items() if layer_of(name) is not None and is_weight(name))
+    return [name for name, kind in named if kind not in UNQUANTIZED]
+
+
+def make_parts(job: Job, plan: Plan, imatrix: Path, quantizer: Quantizer) -> list[Path]:
+    """The quantized parts of a plan, each taken from an earlier run where it is there."""
+    groups = part_names(plan)
+    parts: list[Path] = []
+    made = False
+    for done, names in enumerate(groups.values()):
+        job.progress("quantize", done, len(groups))
+        with job.watch.measure("quantize"):
+            part, fresh = _make_part(job, plan, names, imatrix, quantizer)
+        parts.append(part)
+        made |= fresh
+    job.progress("quantize", len(groups), len(groups))
+    return parts
+
+
+def _make_part(job: Job, plan: Plan, names: list[str], imatrix: Path, quantizer: Quantizer) -> tuple[Path, bool]:
+    types = {name: GGMLQuantizationType[plan.types[name]] for name in names}
+    part = job.parts / f"{part_key(job.checkpoint.digest, job.dtype, types, imatrix)}.gguf"
+    wanted = frozenset(names)
+
+    def export(target: Path) -> None:
+        with job.watch.measure("export"):
+            export_text(
+                job.checkpoint, job.family, target, dtype=job.dtype, select=wanted.__contains__, tokenizer=False
+            )
+
+    fresh = make_part(
+        export, part, types, imatrix, high_type=plan.high_type, threads=job.settings.threads, quantizer=quantizer
+    )
+    return part, fresh
+
+
+def check_file(job: Job, target: Path, plan: Plan) -> None:
+    """Reread the written file; what differs from its plan does not stay under a final name."""
+    with job.watch.measure("verify"):
+        differences = verify_types(target, plan)
+    if differences:
+        target.unlink()
+        raise GGUFError(f"the written file differs from its plan: {differences[0]}", path=target)
+
+
+def leave_records(job: Job, target: Path, plan: Plan, layout: Layout, analysis: AnalysisFiles) -> Conversion:
+    """Plan, scores, sums and importance matrix beside the model, and the bundle when asked for."""
+    out = job.out
+    write_record(out / PLAN, plan)
+    write_text(out / TENSOR_TYPES, tensor_types_text(plan))
+    for name in (SCORES, SUMS, REFERENCE):
+        _copy(analysis.folder / name, out / name)
+    _copy(job.work / IMATRIX, out / IMATRIX)
+    bundled = bundle_name(target) if job.settings.bundle else None
+    if bundled is not None:
+        with job.watch.measure("bundle"):
+            bundle(target, job.mmproj, bundled)
+    return Conversion(
+        target, job.mmproj, bundled, out / PLAN, out / SCORES, out / IMATRIX, plan, analysis.scores,
+        layout.layer_bytes(plan), dict(job.watch.seconds),
+    )  # fmt: skip
+
+
+def bundle_name(target: Path) -> Path:
+    """The bundle's file name beside its text model."""
+    return target.with_name(f"{target.stem}-bundle.gguf")
+
+
+def finish(job: Job, request: str, result: Conversion) -> None:
+    """Write the manifest, the last of all files."""
+    manifest = Manifest(
+        request=request,
+        checkpoint=job.checkpoint.digest,
+        name=job.name,
+        settings=plain_settings(job.settings),
+        versions=versions(),
+        files=record_files(result.files()),
+        layer_bytes=result.layer_bytes,
+        seconds=result.seconds,
+    )
+    write_manifest(job.out, manifest)
+
+
+def _finished_conversion(job: Job, manifest: Manifest) -> Conversion:
+    out = job.out
+    plan = read_record(out / PLAN, Plan)
+    names = [name for name in manifest.files if "-LUQ-" in name]
+    target = next(out / name for name in names if not name.endswith("-bundle.gguf"))
+    bundled = bundle_name(target) if job.settings.bundle else None
+    scores = read_record(out / SCORES, LayerScores)
+    return Conversion(
+        target, job.mmproj, bundled, out / PLAN, out / SCORES, out / IMATRIX, plan, scores, manifest.layer_bytes, {}
+    )
+
+
+def plain_settings(settings: Settings) -> dict[str, str | int | float | bool | None]:
+    """What of the settings changes the results, as plain JSON values."""
+    without = ("threads", "work", "keep_parts")
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in vars(settings).items()
+        if name not in without
+    }
+
+
+def keeps_parts(settings: Settings, plan: Plan) -> bool:
+    """Whether quantized layers stay for other budgets: as asked, else where they are small."""
+    return plan.high_size_bytes < SMALL_MODEL_BYTES if settings.keep_parts is None else settings.keep_parts
+
+
+def _copy(source: Path, target: Path) -> None:
+    with atomic_path(target) as partial:
+        shutil.copyfile(source, partial)
+
+
+def is_analysis(source: str) -> bool:
+    """Whether a path is the folder of an analysis, not a model."""
+    return (Path(source) / SCORES).is_file()
+
+
+def plan_from_analysis(folder: Path, settings: Settings) -> Plan:
+    """Make the plan of an analyzed model and leave it in the folder, also as llama-quantize's type file."""
+    scores = read_record(folder / SCORES, LayerScores)
+    model, layout = kept_layout(folder, settings)
+    if model.checkpoint != scores.checkpoint:
+        raise ArtifactError(
+            f"{folder / SCORES} is of another model than the rest of {folder}",
+            path=folder / SCORES,
+            hint="analyze the model again",
+        )
+    plan = make_plan_of(model.layers, layout, scores, settings)
+    write_record(folder / PLAN, plan)
+    write_text(folder / TENSOR_TYPES, tensor_types_text(plan))
+    return plan
+
+
+def size_table_of_model(model: str, settings: Settings) -> SizeTable:
+    """The sizes for every number of low layers, last layer first, of a model of which config.json is enough."""
+    folder = resolve_model(model)
+    family, layout, has_tokenizer = layout_of_config(folder, settings, load_calibration(None, seed=0).name)
+    notes = ["the order of the layers is that of --order depth: other orders give slightly other sizes"]
+    if not has_tokenizer:
+        notes.append("without tokenizer.json: the file is larger by its vocabulary")
+    sizes = layout.sizes(choose_order(None, "depth", family.layers))
+    inputs = layout.inputs
+    return SizeTable(
+        model_name(folder), family.layers, inputs.low_type, inputs.high_type, sizes, inputs.source_bytes, tuple(notes)
+    )
+
+
+def export_model(
+    model: str, out: Path, dtype: str = "auto", mmproj_type: str = "f16", progress: Progress = silent
+) -> tuple[Path, Path]:
+    """Write the 16-bit text GGUF and the mmproj, as llama.cpp's converter would; returns both paths."""
+    from luq_gguf.export import resolve_dtype
+
+    job = open_job(model, out, Settings(mmproj_type=mmproj_type), progress)
+    kind = resolve_dtype(job.checkpoint, dtype)
+    text, vision = out / f"{job.name}-{kind.upper()}.gguf", out / mmproj_name(job.name, mmproj_type)
+    export_text(job.checkpoint, job.family, text, dtype=kind, progress=progress)
+    export_vision(job.checkpoint, job.family, vision, dtype=mmproj_type, progress=progress)
+    return text, vision
+
+
+def quantize_file(
+    source: Path, plan_file: Path, imatrix: Path, target: Path, threads: int = 0, progress: Progress = silent
+) -> None:
+    """Quantize an existing 16-bit GGUF of a model by its plan; the same tensors that `convert` assembles."""
+    plan = read_record(plan_file, Plan)
+    check_coverage(read_imatrix(imatrix), weights_to_quantize(plan))
+    types = {name: GGMLQuantizationType[kind] for name, kind in plan.types.items()}
+    quantize_gguf(source, target, types, imatrix, high_type=plan.high_type, threads=threads, progress=progress)

@@ -1,0 +1,304 @@
+"""Runs a GGUF with its mmproj through llama.cpp: a prompt with an image in, logits or an answer out.
+
+The only module that loads a model to run it. Takes a text GGUF and an mmproj, or a bundle of both;
+knows nothing of plans and checkpoints. Images are brought to the model's grid by `images`, so that
+llama.cpp takes their pixels as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from luq_gguf.bundle import extract_mmproj, is_bundle
+from luq_gguf.chat import render_chat
+from luq_gguf.errors import RunError
+from luq_gguf.gguf_file import GGUFFile
+from luq_gguf.images import fit_to_grid
+
+if TYPE_CHECKING:
+    import llama_cpp
+    from PIL import Image
+
+MIN_IMAGE_TOKENS = 8
+MAX_IMAGE_TOKENS = 1024
+
+
+class Runtime:
+    """A loaded model with a context of `context` tokens; use as a context manager.
+
+    `mmproj` may be left out for text, and where `model` is a bundle. Raises GGUFError where a file is no
+    sound GGUF, RunError where llama.cpp refuses it.
+    """
+
+    def __init__(
+        self, model: Path, mmproj: Path | None = None, *, threads: int | None = None, context: int = 4096
+    ) -> None:
+        self._stack = contextlib.ExitStack()
+        try:
+            self._open(model, mmproj, threads, context)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _open(self, model: Path, mmproj: Path | None, threads: int | None, context: int) -> None:
+        import llama_cpp
+        from llama_cpp import mtmd_cpp
+
+        self._llama, self._mtmd = llama_cpp, mtmd_cpp
+        self.log = self._stack.enter_context(_quiet_llama())
+        self.threads = threads or _physical_cores()
+        self.metadata = GGUFFile.open(model).metadata
+        llama_cpp.llama_backend_init()
+        self._model = self._load_model(model)
+        self._vocab = llama_cpp.llama_model_get_vocab(self._model)
+        self.vocabulary = int(llama_cpp.llama_vocab_n_tokens(self._vocab))
+        self._context = self._make_context(context)
+        self.context = context
+        self._vision: Any = None
+        if mmproj is not None or is_bundle(model):
+            self._load_vision(model, mmproj)
+        self._position = 0
+
+    def _load_model(self, model: Path) -> Any:
+        parameters = self._llama.llama_model_default_params()
+        parameters.n_gpu_layers = 0
+        loaded = self._llama.llama_model_load_from_file(str(model).encode(), parameters)
+        if not loaded:
+            raise RunError(f"llama.cpp cannot load {model}: {self.log.last()}", hint="check it with `luq-gguf verify`")
+        self._stack.callback(self._llama.llama_model_free, loaded)
+        return loaded
+
+    def _make_context(self, context: int) -> Any:
+        parameters = self._llama.llama_context_default_params()
+        parameters.n_ctx = context
+        parameters.n_batch = min(context, 2048)
+        parameters.n_threads = parameters.n_threads_batch = self.threads
+        parameters.no_perf = True
+        made = self._llama.llama_init_from_model(self._model, parameters)
+        if not made:
+            raise RunError(f"llama.cpp cannot make a context of {context} tokens: {self.log.last()}")
+        self._stack.callback(self._llama.llama_free, made)
+        return made
+
+    def _load_vision(self, model: Path, mmproj: Path | None) -> None:
+        with _mmproj_file(model, mmproj) as path:
+            self._grid = _image_grid(path)
+            parameters = self._mtmd.mtmd_context_params_default()
+            parameters.use_gpu = False
+            parameters.print_timings = False
+            parameters.warmup = False
+            parameters.n_threads = self.threads
+            self._vision = self._mtmd.mtmd_init_from_file(str(path).encode(), self._model, parameters)
+        if not self._vision:
+            raise RunError(
+                f"llama.cpp cannot use {mmproj or model} as the vision part of {model}: {self.log.last()}",
+                hint="take the mmproj that was made from the same checkpoint",
+            )
+        self._stack.callback(self._mtmd.mtmd_free, self._vision)
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def start(self, question: str, image: Image.Image | None = None) -> np.ndarray:
+        """Evaluate a prompt in the model's chat template; return the next token's logits, float32 (vocabulary,)."""
+        if image is not None and self._vision is None:
+            raise RunError("this model was loaded without its vision part", hint="give its mmproj with --mmproj")
+        marker = self._mtmd.mtmd_default_marker().decode()
+        content = [{"type": "text", "text": question}]
+        if image is not None:
+            content.insert(0, {"type": "text", "text": marker})
+        template = str(self.metadata.get("tokenizer.chat_template", ""))
+        prompt = render_chat(template, [{"role": "user", "content": content}])
+        self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), True)
+        self._position = 0
+        if self._vision is None:
+            return self.extend(self.tokenize(prompt))[-1]
+        return self._start_with_vision(prompt, image)
+
+    def _start_with_vision(self, prompt: str, image: Image.Image | None) -> np.ndarray:
+        with contextlib.ExitStack() as stack:
+            bitmaps = [] if image is None else [self._bitmap(image, stack)]
+            chunks = self._mtmd.mtmd_input_chunks_init()
+            stack.callback(self._mtmd.mtmd_input_chunks_free, chunks)
+            text = prompt.encode()
+            source = self._mtmd.mtmd_input_text(text=text, text_len=len(text), add_special=True, parse_special=True)
+            array = (self._mtmd.mtmd_bitmap_p_ctypes * len(bitmaps))(*bitmaps)
+            status = self._mtmd.mtmd_tokenize(self._vision, chunks, ctypes.byref(source), array, len(bitmaps))
+            if status:
+                raise RunError(f"llama.cpp cannot tokenize the prompt (status {status}): {self.log.last()}")
+            self._require_room(self._mtmd.mtmd_helper_get_n_tokens(chunks))
+            reached = self._llama.llama_pos(0)
+            status = self._mtmd.mtmd_helper_eval_chunks(
+                self._vision, self._context, chunks, 0, 0, min(self.context, 2048), True, ctypes.byref(reached)
+            )
+        if status:
+            raise RunError(f"llama.cpp cannot evaluate the prompt (status {status}): {self.log.last()}")
+        self._position = int(reached.value)
+        return self._logits(-1)
+
+    def _bitmap(self, image: Image.Image, stack: contextlib.ExitStack) -> Any:
+        fitted = fit_to_grid(image, *self._grid)
+        pixels = np.ascontiguousarray(np.asarray(fitted, dtype=np.uint8))
+        pointer = pixels.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        bitmap = self._mtmd.mtmd_bitmap_init(fitted.width, fitted.height, pointer)
+        stack.callback(self._mtmd.mtmd_bitmap_free, bitmap)
+        return bitmap
+
+    def _require_room(self, tokens: int) -> None:
+        if self._position + tokens > self.context:
+            raise RunError(
+                f"the prompt needs {self._position + tokens} tokens, the context has {self.context}",
+                hint="ask less, or take a smaller image",
+            )
+
+    def tokenize(self, text: str, *, special: bool = True) -> list[int]:
+        """Tokens of a text; special tokens written in it are taken as such when `special`."""
+        data = text.encode()
+        room = len(data) + 16
+        buffer = (self._llama.llama_token * room)()
+        count = self._llama.llama_tokenize(self._vocab, data, len(data), buffer, room, False, special)
+        if count < 0:
+            raise RunError(f"llama.cpp cannot tokenize a text of {len(data)} bytes")
+        return list(buffer[:count])
+
+    def extend(self, tokens: Sequence[int]) -> np.ndarray:
+        """Evaluate further tokens; return the logits after each, float32 (len(tokens), vocabulary)."""
+        self._require_room(len(tokens))
+        batch = self._llama.llama_batch_init(len(tokens), 0, 1)
+        try:
+            batch.n_tokens = len(tokens)
+            for index, token in enumerate(tokens):
+                batch.token[index] = token
+                batch.pos[index] = self._position + index
+                batch.n_seq_id[index] = 1
+                batch.seq_id[index][0] = 0
+                batch.logits[index] = True
+            status = self._llama.llama_decode(self._context, batch)
+        finally:
+            self._llama.llama_batch_free(batch)
+        if status:
+            raise RunError(f"llama.cpp cannot decode {len(tokens)} tokens (status {status}): {self.log.last()}")
+        self._position += len(tokens)
+        return np.stack([self._logits(index) for index in range(len(tokens))])
+
+    def _logits(self, index: int) -> np.ndarray:
+        pointer = self._llama.llama_get_logits_ith(self._context, index)
+        return np.ctypeslib.as_array(pointer, shape=(self.vocabulary,)).copy()
+
+    def pieces(self, question: str, image: Image.Image | None = None, *, max_tokens: int = 256) -> Iterator[bytes]:
+        """Answer greedily, one token's bytes at a time, until the model ends its turn."""
+        logits = self.start(question, image)
+        for _ in range(max_tokens):
+            token = int(logits.argmax())
+            if self._llama.llama_vocab_is_eog(self._vocab, token):
+                return
+            yield self._piece(token)
+            logits = self.extend([token])[-1]
+
+    def answer(self, question: str, image: Image.Image | None = None, *, max_tokens: int = 256) -> str:
+        """The whole greedy answer as text."""
+        return b"".join(self.pieces(question, image, max_tokens=max_tokens)).decode(errors="replace").strip()
+
+    def _piece(self, token: int) -> bytes:
+        buffer = ctypes.create_string_buffer(256)
+        count = self._llama.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)
+        return buffer.raw[: max(count, 0)]
+
+
+def open_model(
+    model: str | Path, mmproj: str | Path | None = None, *, context: int = 4096, **options: Any
+) -> llama_cpp.Llama:
+    """Open a text GGUF with its mmproj, or a bundle, as a ready llama-cpp-python `Llama` with vision.
+
+    Further `options` go to `Llama`. Raises RunError where llama.cpp refuses a file.
+    """
+    import llama_cpp
+    from llama_cpp.llama_chat_format import MTMDChatHandler
+
+    path, vision = Path(model), Path(mmproj) if mmproj is not None else None
+    GGUFFile.open(path)
+    try:
+        llama = llama_cpp.Llama(str(path), n_ctx=context, **({"verbose": False} | options))
+        if vision is not None or is_bundle(path):
+            with _mmproj_file(path, vision) as vision_file:
+                handler = MTMDChatHandler(str(vision_file), verbose=llama.verbose, use_gpu=False)
+                handler._init_mtmd_context(llama)  # noqa: SLF001 - the file of a bundle's vision part is gone afterwards
+            llama.chat_handler = handler
+    except (ValueError, RuntimeError) as error:
+        raise RunError(f"llama.cpp cannot open {path}: {error}") from error
+    return llama
+
+
+@contextlib.contextmanager
+def _mmproj_file(model: Path, mmproj: Path | None) -> Iterator[Path]:
+    """The mmproj as a file of its own; that of a bundle is unpacked for as long as it takes to load it."""
+    if mmproj is not None:
+        GGUFFile.open(mmproj)
+        yield mmproj
+        return
+    with tempfile.TemporaryDirectory(prefix="luq-gguf-") as folder:
+        path = Path(folder) / "mmproj.gguf"
+        extract_mmproj(model, path)
+        yield path
+
+
+def _image_grid(mmproj: Path) -> tuple[int, int, int]:
+    """Grid step in pixels, least and most pixels of an image for this vision part."""
+    metadata = GGUFFile.open(mmproj).metadata
+    step = int(metadata.get("clip.vision.patch_size", 14)) * int(metadata.get("clip.vision.spatial_merge_size", 2))
+    return step, MIN_IMAGE_TOKENS * step * step, MAX_IMAGE_TOKENS * step * step
+
+
+def _physical_cores() -> int:
+    import psutil
+
+    return psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
+
+
+class _Log:
+    """The last lines that llama.cpp printed."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def add(self, text: bytes | None) -> None:
+        self.lines += (text or b"").decode(errors="replace").strip().splitlines()
+        del self.lines[:-20]
+
+    def last(self) -> str:
+        telling = [line for line in self.lines if "error" in line.lower() or "fail" in line.lower()]
+        return (telling or self.lines or ["it gave no reason"])[0]
+
+
+@contextlib.contextmanager
+def _quiet_llama() -> Iterator[_Log]:
+    """Keep what llama.cpp prints instead of letting it reach the terminal."""
+    import llama_cpp
+    from llama_cpp import mtmd_cpp
+
+    log = _Log()
+    callback = llama_cpp.llama_log_callback(lambda level, text, data: log.add(text))
+    nothing = ctypes.c_void_p(0)
+    llama_cpp.llama_log_set(callback, nothing)
+    mtmd_cpp.mtmd_helper_log_set(callback, nothing)
+    try:
+        yield log
+    finally:
+        from llama_cpp._logger import llama_log_callback
+
+        llama_cpp.llama_log_set(llama_log_callback, nothing)
+        mtmd_cpp.mtmd_helper_log_set(llama_log_callback, nothing)
+        del callback
