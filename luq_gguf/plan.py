@@ -97,14 +97,6 @@ def tensor_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=key)
 
 
-def group_by_part(names: Iterable[str]) -> dict[int | None, list[str]]:
-    """Names by the part they are quantized in: each layer is one, what lies outside the layers (None) another."""
-    groups: dict[int | None, list[str]] = {}
-    for name in tensor_order(names):
-        groups.setdefault(layer_of(name), []).append(name)
-    return groups
-
-
 def choose_order(scores: LayerScores | None, order_name: str, layers: int, seed: int = 0) -> tuple[int, ...]:
     """All layers, from the first to become low to the last; among equals the later layer comes first.
 

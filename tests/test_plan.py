@@ -20,7 +20,6 @@ from luq_gguf.plan import (
     PlanInputs,
     TensorSpec,
     choose_order,
-    group_by_part,
     make_plan,
     size_table,
     tensor_order,
@@ -244,10 +243,9 @@ def test_type_file_hits_each_weight_and_no_other():
     assert all(pattern == pattern.lower() for pattern, _ in rows)
 
 
-def test_tensors_are_grouped_and_ordered_as_llama_cpp_does():
+def test_tensors_are_ordered_as_llama_cpp_does():
     names = ["blk.10.ffn_up.weight", "token_embd.weight", "blk.2.attn_q.weight", "output.weight", "blk.2.attn_q.bias"]
     in_order = [
         "output.weight", "token_embd.weight", "blk.2.attn_q.bias", "blk.2.attn_q.weight", "blk.10.ffn_up.weight",
     ]  # fmt: skip
     assert tensor_order(names) == in_order
-    assert group_by_part(names) == {None: in_order[:2], 2: in_order[2:4], 10: in_order[4:]}
