@@ -27,7 +27,8 @@ STORED: dict[str, np.dtype[Any]] = {"BF16": np.dtype("<u2"), "F16": np.dtype("<f
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 DOWNLOADED = ["*.safetensors", "*.json", "*.txt", "*.jinja", "tokenizer.model", "README.md"]
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-CHUNK = 1 << 22
+CHUNK = 1 << 20
+"""Elements that are read at once where a tensor need not be whole."""
 SAMPLED_BYTES = 64
 
 

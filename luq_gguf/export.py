@@ -6,6 +6,7 @@ nothing of quantization beyond the plain float types.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from luq_gguf.artifacts import atomic_path, require_space
 from luq_gguf.checkpoint import CHUNK, Checkpoint, require_finite, widen
-from luq_gguf.errors import RequestError, TensorError
+from luq_gguf.errors import CheckpointError, RequestError, TensorError
 from luq_gguf.families.base import Dtype, Family, MetadataEntry, TensorSource
 from luq_gguf.progress import Progress, silent
 
@@ -135,10 +136,17 @@ def _write_header(path: Path, metadata: Sequence[MetadataEntry], tensors: Sequen
     for tensor in tensors:
         shape = tensor.source.shape
         writer.add_tensor_info(tensor.source.name, shape, np.dtype(np.float32), tensor.nbytes, raw_dtype=tensor.type)
-    writer.write_header_to_file(path)
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    writer.close()
+    try:
+        writer.write_header_to_file(path)
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+    except (struct.error, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise CheckpointError(
+            f"the checkpoint's side files hold a value that GGUF cannot hold: {error}",
+            hint="look into generation_config.json, tokenizer_config.json and the model card",
+        ) from error
+    finally:
+        writer.close()
 
 
 def _checked_name(checkpoint: Checkpoint, family: Family, source: TensorSource) -> str:

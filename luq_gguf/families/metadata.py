@@ -6,7 +6,6 @@ beyond the released gguf package is done here, so that both write the same.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -46,14 +45,20 @@ def add_general(
     Names come from the model card and the folder's name, as llama.cpp's converter takes them.
     """
     writer.add_type(kind)
-    logging.getLogger("metadata").setLevel(logging.ERROR)
     try:
-        metadata = gguf.Metadata.load(None, checkpoint.folder, None, parameters)
+        metadata = _load_metadata(checkpoint, parameters)
+        metadata.set_gguf_meta_model(writer)
     except Exception as error:
         raise CheckpointError(
             f"cannot read the model card or generation_config.json of {checkpoint.folder}: {error}",
             hint="repair the file or take it out of the folder",
         ) from error
+    writer.add_file_type(FILE_TYPES[dtype])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+
+
+def _load_metadata(checkpoint: Checkpoint, parameters: int) -> gguf.Metadata:
+    metadata = gguf.Metadata.load(None, checkpoint.folder, None, parameters)
     if metadata.name is None:
         metadata.name = checkpoint.folder.name
     if metadata.size_label is None and parameters > 0:
@@ -61,9 +66,7 @@ def add_general(
     penalty = checkpoint.side_json("generation_config.json").get("repetition_penalty")
     if metadata.sampling_penalty_repeat is None and penalty is not None:
         metadata.sampling_penalty_repeat = penalty
-    metadata.set_gguf_meta_model(writer)
-    writer.add_file_type(FILE_TYPES[dtype])
-    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    return metadata
 
 
 def add_byte_level_bpe(
@@ -155,7 +158,12 @@ def _added_by_processor(processor: object) -> dict[str, bool]:
     if not isinstance(processor, dict):
         return {}
     parts: Sequence[Any] = processor.get("processors") or [processor]
-    kinds = [part.get("type") for part in parts if isinstance(part, dict)]
-    if "ByteLevel" in kinds and "TemplateProcessing" not in kinds:
-        return {"bos": False, "eos": False}
-    return {}
+    added: dict[str, bool] = {}
+    for part in (part for part in parts if isinstance(part, dict)):
+        if part.get("type") == "ByteLevel":
+            added = {"bos": False, "eos": False} | added
+        elif part.get("type") == "TemplateProcessing":
+            single = part.get("single") or [{}]
+            added |= {"bos": True} if "SpecialToken" in single[0] else {}
+            added |= {"eos": True} if "SpecialToken" in single[-1] else {}
+    return added
