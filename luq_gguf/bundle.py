@@ -156,9 +156,11 @@ def _checked_name(name: str, path: Path) -> str:
 def _check_roles(text: Path, mmproj: Path) -> None:
     for path, vision in ((text, False), (mmproj, True)):
         is_vision = GGUFFile.open(path).metadata.get("general.architecture") == "clip"
-        if is_vision != vision or is_bundle(path):
+        if is_vision != vision:
             kind = "a vision part" if is_vision else "no vision part"
             raise GGUFError(f"{path} is {kind}", path=path, hint="give the text model first, then its mmproj")
+        if is_bundle(path):
+            raise GGUFError(f"{path} is a bundle already", path=path, hint="unbundle it first")
     if text.name == mmproj.name:
         raise GGUFError(f"both parts are called {text.name}", path=mmproj, hint="rename one of them")
 

@@ -92,7 +92,7 @@ def quantize_gguf(
     job = _job(source, int(base_file_type(parse_high_type(high_type))), wanted)
     note = ImatrixNote.of(imatrix).pairs() if imatrix else []
     if high_type.upper() in UNQUANTIZED:
-        note.append(("general.file_type", int(parse_high_type(high_type))))
+        note.insert(0, ("general.file_type", int(parse_high_type(high_type))))
     with atomic_path(target) as partial, _borrowed(quantizer) as child:
         job |= {"target": str(partial), "imatrix": str(imatrix or ""), "metadata": note, "threads": threads}
         child.run(job, _Reporter(progress))
