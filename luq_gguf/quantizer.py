@@ -10,6 +10,7 @@ import collections
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from luq_gguf.errors import QuantizeError
 RESULT = "@luq-result "
 """How the child's answer to a job begins; every other line is llama.cpp's log."""
 LOG_LINES = 20
+_BUILD_FOLDER = re.compile(r"\S*/vendor/(?=llama\.cpp/)")
+"""Assertions name their source file where llama-cpp-python was built."""
 _TELLING = ("GGML_ASSERT", "failed to quantize", "GGML_ABORT", "fatal error", "Error")
 
 
@@ -78,7 +81,7 @@ class Quantizer:
             process.stdin.write(json.dumps(job).encode() + b"\n")
             process.stdin.flush()
         for raw in process.stdout:
-            line = raw.decode("utf-8", errors="replace").rstrip()
+            line = _BUILD_FOLDER.sub("", raw.decode("utf-8", errors="replace").rstrip())
             if line.startswith(RESULT):
                 answer: dict[str, Any] = json.loads(line.removeprefix(RESULT))
                 return answer

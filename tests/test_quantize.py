@@ -209,10 +209,11 @@ def test_a_full_disk_is_told_before(tmp_path: Path, monkeypatch):
         quantize_gguf(huge, tmp_path / "o.gguf", all_as(Q.Q8_0, huge), None)
 
 
-def broken_source(path: Path) -> Path:
-    """Sound as a GGUF, but no model: llama.cpp asserts on it or refuses it."""
+def broken_source(path: Path, layers: int) -> Path:
+    """Sound as a GGUF, but no model."""
     writer = GGUFWriter(path, "qwen2vl")
-    writer.add_uint32("qwen2vl.block_count", 1)
+    for key in ("block_count", "context_length", "embedding_length", "feed_forward_length"):
+        writer.add_uint32(f"qwen2vl.{key}", layers)
     writer.add_tensor("blk.0.attn_q.weight", np.ones((4, 256), np.float16))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -222,9 +223,22 @@ def broken_source(path: Path) -> Path:
 
 
 def test_a_file_that_llama_cpp_refuses_is_an_error(tmp_path: Path, quantizer: Quantizer):
-    path = broken_source(tmp_path / "broken.gguf")
+    path = broken_source(tmp_path / "broken.gguf", 1)
     with pytest.raises(QuantizeError, match=r"could not quantize .*: key not found in model"):
         resolve_types(path, "Q4_K_M", "IQ1_M", quantizer=quantizer)
+
+
+def test_an_assertion_inside_llama_cpp_is_an_error(tmp_path: Path):
+    """More layers than LLAMA_MAX_LAYERS."""
+    path = broken_source(tmp_path / "broken.gguf", 100_000)
+    with Quantizer() as child, pytest.raises(QuantizeError) as caught:
+        quantize_gguf(path, tmp_path / "o.gguf", all_as(Q.Q4_0, path), None, quantizer=child)
+    message = str(caught.value)
+    assert "ended by SIGABRT: llama.cpp/src/llama-model.cpp" in message
+    assert "GGML_ASSERT(hparams.n_layer_all" in message
+    assert "\n" not in message
+    assert "GGML_ASSERT" in caught.value.log.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_child_that_dies_is_an_error_and_the_next_job_gets_a_new_one(tmp_path: Path, source: Path, imatrix: Path):
