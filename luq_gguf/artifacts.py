@@ -111,7 +111,9 @@ def read_record(path: Path, kind: type[RecordT]) -> RecordT:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the whole file"
         raise ArtifactError(
-            f"{path} is no valid {kind.__name__}: {where}: {first['msg']}", path=path, hint="delete it and make it again"
+            f"{path} is no valid {kind.__name__}: {where}: {first['msg']}",
+            path=path,
+            hint="delete it and make it again",
         ) from error
 
 

@@ -343,7 +343,9 @@ def write_checkpoint(trainee: Trainee, tokenizer: Tokenizer, config: dict[str, o
     """Write the model as the hub serves Qwen2.5-VL: flat config, old tensor names, bf16."""
     out.mkdir(parents=True, exist_ok=True)
     tensors = {hub_name(name): value.to(torch.bfloat16) for name, value in trainee.model.state_dict().items()}
-    save_file({name: value.contiguous() for name, value in tensors.items()}, out / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: value.contiguous() for name, value in tensors.items()}, out / "model.safetensors", {"format": "pt"}
+    )
     tokenizer.save(str(out / "tokenizer.json"))
     tokenizer.model.save(str(out))
     for name, content in side_files(tokenizer, config).items():
@@ -358,10 +360,15 @@ def side_files(tokenizer: Tokenizer, config: dict[str, object]) -> dict[str, obj
     end, stop = config["bos_token_id"], config["eos_token_id"]
     added = {
         str(tokenizer.token_to_id(token)): {
-            "content": token, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True
+            "content": token,
+            "lstrip": False,
+            "normalized": False,
+            "rstrip": False,
+            "single_word": False,
+            "special": True,
         }
         for token in SPECIAL_TOKENS
-    }  # fmt: skip
+    }
     return {
         "config.json": config,
         "generation_config.json": {"bos_token_id": end, "eos_token_id": [stop, end], "pad_token_id": end},

@@ -39,6 +39,7 @@ class Thing:
 
     @property
     def name(self) -> str:
+        """As questions and answers call it, like "red circle"."""
         return f"{self.color} {self.kind}"
 
 
@@ -69,8 +70,7 @@ def make_scene(seed: int) -> Scene:
     distinct += [kind for kind in KINDS if kind not in distinct][: count - len(distinct)]
     colors = [rng.choice(tuple(COLORS)) for _ in places]
     things = tuple(
-        Thing(kind, color, PLACES[place])
-        for kind, color, place in zip(distinct, colors, places, strict=True)
+        Thing(kind, color, PLACES[place]) for kind, color, place in zip(distinct, colors, places, strict=True)
     )
     return Scene(things, seed)
 
