@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -93,12 +94,12 @@ class Quantizer:
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is None:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "luq_gguf.quantize_worker"],
+                [sys.executable, "-P", "-m", "luq_gguf.quantize_worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C reaches the owner only, which then kills the child
-                env={**os.environ, "GGML_NO_BACKTRACE": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                env={**os.environ, "GGML_NO_BACKTRACE": "1", "PYTHONPATH": _import_path()},
             )
         return self._process
 
@@ -107,6 +108,12 @@ class Quantizer:
         code = process.wait() if process is not None else 0
         self.close()
         return f"its process ended by {signal.Signals(-code).name}" if code < 0 else f"its process ended with {code}"
+
+
+def _import_path() -> str:
+    """Where the child finds this package and its dependencies, whatever folder the owner runs in."""
+    package_root = str(Path(__file__).resolve().parent.parent)
+    return os.pathsep.join([package_root, *(folder for folder in sys.path if folder)])
 
 
 def _failure(job: Mapping[str, Any], tail: collections.deque[str], reason: str) -> QuantizeError:

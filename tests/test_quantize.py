@@ -153,6 +153,12 @@ def test_one_child_serves_many_jobs(source: Path):
     assert not psutil.pid_exists(first)
 
 
+def test_modules_in_the_working_folder_are_not_imported(tmp_path: Path, source: Path, monkeypatch):
+    (tmp_path / "json.py").write_text("raise SystemExit(3)")
+    monkeypatch.chdir(tmp_path)
+    assert resolve_types(source, "Q4_K_M", "IQ1_M").low["blk.0.attn_q.weight"] == Q.IQ1_M
+
+
 @pytest.mark.parametrize(("given", "known"), [("IQ9", "IQ1_M"), ("Q4_K_M", "Q4_K"), ("F32", "Q4_0"), ("", "Q4_0")])
 def test_unknown_low_types_list_the_known(given: str, known: str):
     with pytest.raises(RequestError, match=f"unknown low type '{given}'; known are .*{known}"):
