@@ -50,7 +50,7 @@ def add_general(
         metadata.set_gguf_meta_model(writer)
     except Exception as error:
         raise CheckpointError(
-            f"cannot read the model card or generation_config.json of {checkpoint.folder}: {error}",
+            f"cannot read the model card or generation_config.json of {checkpoint.folder}: {_first_line(error)}",
             hint="repair the file or take it out of the folder",
         ) from error
     writer.add_file_type(FILE_TYPES[dtype])
@@ -91,14 +91,14 @@ def add_byte_level_bpe(
     writer.add_token_types(types)
     try:
         special = gguf.SpecialVocab(checkpoint.folder, load_merges=True)
+        special.add_special_token |= _added_by_processor(content.get("post_processor"))
+        special.add_to_gguf(writer, quiet=True)
     except Exception as error:
         raise CheckpointError(
-            f"cannot read the tokenizer files of {checkpoint.folder}: {error}", hint=TOKENIZER_HINT
+            f"cannot read the tokenizer files of {checkpoint.folder}: {_first_line(error)}", hint=TOKENIZER_HINT
         ) from error
     if not special.merges:
         raise CheckpointError(f"the tokenizer of {checkpoint.folder} has no merges", hint=TOKENIZER_HINT)
-    special.add_special_token |= _added_by_processor(content.get("post_processor"))
-    special.add_to_gguf(writer, quiet=True)
 
 
 def read_tokens(checkpoint: Checkpoint, vocabulary_size: int) -> tuple[list[str], list[int]]:
@@ -136,7 +136,7 @@ def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:
-        raise CheckpointError(f"cannot read {path}: {error}", hint=TOKENIZER_HINT) from error
+        raise CheckpointError(f"cannot read {path}: {_first_line(error)}", hint=TOKENIZER_HINT) from error
 
 
 def _patterns(pre_tokenizer: object) -> Iterable[str]:
@@ -167,3 +167,7 @@ def _added_by_processor(processor: object) -> dict[str, bool]:
             added |= {"bos": True} if "SpecialToken" in single[0] else {}
             added |= {"eos": True} if "SpecialToken" in single[-1] else {}
     return added
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
