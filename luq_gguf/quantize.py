@@ -28,6 +28,8 @@ from luq_gguf.quantizer import Quantizer
 from luq_gguf.type_names import UNQUANTIZED, base_file_type, parse_high_type, parse_low_type
 
 TypeMap = Mapping[str, GGMLQuantizationType]
+BUFFER_BYTES = 1 << 29
+"""Rows that llama.cpp holds at once; without a limit a large vocabulary takes gigabytes. The bytes do not change."""
 
 _TENSOR_LINE = re.compile(r"\[\s*(\d+)/\s*(\d+)\] (\S+)\s+- \[.*?\], type =\s*(\w+), (.*)")
 _NEW_TYPE = re.compile(r"-> .* MiB \((\w+)\)")
@@ -178,6 +180,7 @@ def _job(source: Path, file_type: int, types: TypeMap) -> dict[str, Any]:
         "imatrix": "",
         "metadata": [],
         "threads": 1,
+        "buffer_bytes": BUFFER_BYTES,
         "dry_run": False,
     }
 

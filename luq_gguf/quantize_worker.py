@@ -61,6 +61,7 @@ def _quantize(job: Mapping[str, Any]) -> int:
     parameters.nthread = job["threads"]
     parameters.ftype = job["file_type"]
     parameters.dry_run = job["dry_run"]
+    parameters.max_buf_size = job["buffer_bytes"]
     overrides = _overrides(job["types"])
     parameters.tt_overrides = ctypes.cast(overrides, type(parameters.tt_overrides))
     means = read_means(Path(job["imatrix"]), job["weights"]) if job["imatrix"] else {}

@@ -111,6 +111,19 @@ def test_each_tensor_gets_its_own_type(tmp_path: Path, source: Path, imatrix: Pa
     assert len(found) == len(tensor_shapes(SMALL))
 
 
+@pytest.mark.parametrize("kind", [Q.IQ1_M, Q.IQ2_S, Q.Q3_K])
+def test_neither_threads_nor_buffers_change_a_byte(
+    tmp_path: Path, source: Path, imatrix: Path, quantizer: Quantizer, monkeypatch, kind: Q
+):
+    results = set()
+    for threads, rows in [(1, 1 << 29), (2, 1 << 29), (3, 1 << 14)]:
+        monkeypatch.setattr("luq_gguf.quantize.BUFFER_BYTES", rows)
+        target = tmp_path / f"{threads}.gguf"
+        quantize_gguf(source, target, all_as(kind, source), imatrix, threads=threads, quantizer=quantizer)
+        results.add(target.read_bytes())
+    assert len(results) == 1
+
+
 def test_importance_lowers_the_weighted_error(tmp_path: Path, source: Path, quantizer: Quantizer):
     """Half of the channels count a thousand times more; they must come out nearer to the original."""
     writer = GGUFWriter(tmp_path / "half.gguf", "imatrix")
