@@ -5,6 +5,7 @@ A family is made from a config alone and touches no weights. Knows nothing of qu
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -168,7 +169,7 @@ class ConfigReader:
     def number(self, key: str, default: float | None = None) -> float:
         """A positive number."""
         value = self._get(key, default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
             raise self.wrong(key, value, "a positive number")
         return float(value)
 
@@ -181,11 +182,15 @@ class ConfigReader:
             raise self.wrong(key, value, f"whole numbers from 0 to {maximum}")
         return list(value)
 
-    def triple(self, key: str) -> tuple[float, float, float]:
+    def triple(self, key: str, *, positive: bool = False) -> tuple[float, float, float]:
         """Three numbers, one a color channel."""
         value = self._get(key, None)
-        if not isinstance(value, list) or len(value) != 3 or any(not isinstance(item, int | float) for item in value):
-            raise self.wrong(key, value, "three numbers")
+        low = 0.0 if positive else -math.inf
+        numbers = isinstance(value, list) and all(
+            type(item) in (int, float) and low < item < math.inf for item in value
+        )
+        if not isinstance(value, list) or not numbers or len(value) != 3:
+            raise self.wrong(key, value, "three positive numbers" if positive else "three numbers")
         return (float(value[0]), float(value[1]), float(value[2]))
 
     def section(self, key: str) -> ConfigReader:

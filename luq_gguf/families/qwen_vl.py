@@ -7,6 +7,7 @@ The hub's checkpoints have a flat config; transformers 5 writes a nested `text_c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from importlib import import_module
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -31,6 +32,7 @@ VISION_EPSILON = 1e-6
 FULL_ATTENTION = [7, 15, 23, 31]
 MIN_PIXELS = 4 * 28 * 28
 MAX_PIXELS = 16384 * 28 * 28
+MOST_PIXELS = 1 << 40
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -184,17 +186,17 @@ class Qwen25VL(Family):
         reader = ConfigReader(content, f"preprocessor_config.json of {checkpoint.folder}")
         size = content.get("size")
         area = ConfigReader(size if isinstance(size, dict) else {}, f"{reader.place}: size")
-        return ImageGrid(
-            factor=self.vision["patch_size"] * self.vision["spatial_merge_size"],
-            min_pixels=reader.integer(
-                "min_pixels", area.integer("shortest_edge", MIN_PIXELS, maximum=1 << 40), maximum=1 << 40
-            ),
-            max_pixels=reader.integer(
-                "max_pixels", area.integer("longest_edge", MAX_PIXELS, maximum=1 << 40), maximum=1 << 40
-            ),
-            mean=reader.triple("image_mean"),
-            std=reader.triple("image_std"),
+        smallest = reader.integer(
+            "min_pixels", area.integer("shortest_edge", MIN_PIXELS, maximum=MOST_PIXELS), maximum=MOST_PIXELS
         )
+        largest = reader.integer(
+            "max_pixels", area.integer("longest_edge", MAX_PIXELS, maximum=MOST_PIXELS), maximum=MOST_PIXELS
+        )
+        if largest < smallest:
+            raise reader.wrong("max_pixels", largest, f"at least min_pixels, {smallest}")
+        factor = self.vision["patch_size"] * self.vision["spatial_merge_size"]
+        mean, std = reader.triple("image_mean"), reader.triple("image_std", positive=True)
+        return ImageGrid(factor, smallest, largest, mean, std)
 
     def modules(self) -> ModuleType:
         """This family's torch code."""
@@ -208,19 +210,23 @@ class Qwen25VL(Family):
         return TensorSource(_gguf_name(gguf.MODEL_ARCH.MMPROJ, blocks, source), source, shape)
 
 
+@cache
+def _name_map(architecture: gguf.MODEL_ARCH, blocks: int) -> gguf.TensorNameMap:
+    return gguf.get_tensor_name_map(architecture, blocks)
+
+
 def _gguf_name(architecture: gguf.MODEL_ARCH, blocks: int, source: str) -> str:
     """The GGUF name from gguf's own tables, which know `mm.N` only up to the number of blocks."""
-    names = gguf.get_tensor_name_map(architecture, blocks)
-    found = names.get_name(source, try_suffixes=(".weight", ".bias"))
+    found = _name_map(architecture, blocks).get_name(source, try_suffixes=(".weight", ".bias"))
     if found is None:
         raise UnsupportedModelError(f"gguf has no name for tensor {source}", hint="install gguf 0.19")
     return str(found)
 
 
 def _text_parameters(config: dict[str, Any]) -> dict[str, Any]:
-    nested = config.get("text_config")
-    flat = {**config, **nested} if isinstance(nested, dict) else config
-    reader = ConfigReader(flat, "config.json")
+    reader = ConfigReader(config, "config.json")
+    if config.get("text_config") is not None:
+        reader = ConfigReader({**config, **reader.section("text_config").content}, "config.json: text_config")
     sizes: dict[str, Any] = {
         "num_hidden_layers": reader.integer("num_hidden_layers", maximum=1000),
         "hidden_size": reader.integer("hidden_size"),
