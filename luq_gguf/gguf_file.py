@@ -59,7 +59,7 @@ class Metadata(Mapping[str, Any]):
         self._header = header
         self._entries = entries
 
-    def __getitem__(self, key: str) -> Any:  # noqa: ANN401 - a number, a text, or a list of them
+    def __getitem__(self, key: str) -> Any:
         entry = self._entries[key]
         return _decode(self._header, entry.kind, entry.start + 4)
 
@@ -288,7 +288,7 @@ class _Parser:
             end, before = tensor.offset + tensor.nbytes, tensor.name
 
 
-def _decode(header: bytes, kind: int, position: int) -> Any:  # noqa: ANN401
+def _decode(header: bytes, kind: int, position: int) -> Any:
     """A value of a header that the parser has already walked over."""
     if kind in _SCALARS:
         return struct.unpack_from(_SCALARS[kind], header, position)[0]

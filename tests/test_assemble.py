@@ -144,7 +144,7 @@ def test_threads_do_not_change_a_byte(model: Model, made, tmp_path: Path, quanti
 
 
 def test_llama_cpp_loads_the_file(made):
-    import llama_cpp  # noqa: PLC0415 - heavy
+    import llama_cpp
 
     llama = llama_cpp.Llama(str(made[2]), n_ctx=32, verbose=False)
     tokens = llama.tokenize(b"red circle")

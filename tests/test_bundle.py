@@ -60,7 +60,7 @@ def test_readers_of_gguf_see_the_text_model(pair, whole: Path):
 
 
 def test_stock_llama_cpp_answers_from_the_bundle(pair, whole: Path):
-    import llama_cpp  # noqa: PLC0415 - heavy
+    import llama_cpp
 
     logits = []
     for path in (pair[0], whole):
