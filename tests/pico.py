@@ -82,7 +82,7 @@ def build_pico(
 def pico_weights(*, seed: int, layers: int, tied: bool = False) -> Iterator[tuple[str, np.ndarray]]:
     """Hub names and float32 values, scaled so that activations stay of order one."""
     for number, (name, shape) in enumerate(pico_shapes(layers, tied).items()):
-        draw = np.random.Generator(np.random.PCG64([seed, number])).standard_normal(shape, dtype=np.float32)
+        draw = draw_uniform([seed, number], shape)
         if name.endswith("bias"):
             value = draw * np.float32(0.1)
         elif len(shape) == 1:
@@ -92,6 +92,12 @@ def pico_weights(*, seed: int, layers: int, tied: bool = False) -> Iterator[tupl
         else:
             value = draw * np.float32(1 / math.sqrt(math.prod(shape[1:])))
         yield name, value.astype(np.float32)
+
+
+def draw_uniform(seed: list[int], shape: tuple[int, ...]) -> np.ndarray:
+    """Unit variance, from the generator's raw bits: numpy keeps those the same in all versions."""
+    bits = np.random.PCG64(seed).random_raw(math.prod(shape)) >> np.uint64(40)
+    return ((bits.astype(np.float32) / np.float32(1 << 23) - 1) * np.float32(math.sqrt(3))).reshape(shape)
 
 
 def pico_shapes(layers: int, tied: bool) -> dict[str, tuple[int, ...]]:
