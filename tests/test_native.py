@@ -1,0 +1,294 @@
+"""The native module: samples, errors, threads, signals, and that it shares llama_cpp's libraries."""
+
+from __future__ import annotations
+
+import ast
+import ctypes
+import importlib.machinery
+import importlib.util
+import inspect
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import gguf
+import llama_cpp
+import pytest
+
+from luq_gguf import bench
+from luq_gguf.checkpoint import Checkpoint
+from luq_gguf.export import export_text, export_vision
+from luq_gguf.families import find_family
+
+native = bench._load_native()
+STUB = Path(bench.__file__).with_name("_native.pyi")
+
+
+@pytest.fixture(scope="module")
+def models(pico_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Text model and mmproj of the pico checkpoint."""
+    folder = tmp_path_factory.mktemp("native")
+    checkpoint = Checkpoint.open(pico_checkpoint)
+    family = find_family(checkpoint.config, checkpoint)
+    export_text(checkpoint, family, folder / "pico.gguf", dtype="f16")
+    export_vision(checkpoint, family, folder / "mmproj-pico.gguf")
+    return folder / "pico.gguf", folder / "mmproj-pico.gguf"
+
+
+@pytest.fixture(scope="module")
+def model(models: tuple[Path, Path]) -> Path:
+    return models[0]
+
+
+def test_all_samples_come_back(model: Path):
+    started = time.monotonic_ns()
+    result = native.decode(model, prompt=16, generate=5, threads=1, repeat=4)
+    wall = time.monotonic_ns() - started
+    assert len(result["prompt_ns"]) == 4
+    assert len(result["generate_ns"]) == 20
+    assert min(result["prompt_ns"] + result["generate_ns"]) > 1000
+    assert 0 < result["load_ns"] + sum(result["prompt_ns"]) + sum(result["generate_ns"]) < wall
+
+
+def test_sizes_are_those_of_the_tensors(model: Path):
+    tensors = gguf.GGUFReader(model).tensors
+    result = native.decode(str(model), prompt=1, generate=1, threads=1, repeat=1)
+    assert result["model_bytes"] == sum(int(tensor.n_bytes) for tensor in tensors)
+    assert result["parameters"] == sum(int(tensor.n_elements) for tensor in tensors)
+
+
+@pytest.mark.parametrize(("prompt", "generate", "context"), [(1, 1, 256), (200, 56, 256), (200, 57, 512)])
+def test_context_is_just_large_enough(model: Path, prompt: int, generate: int, context: int):
+    result = native.decode(os.fsencode(model), prompt=prompt, generate=generate, threads=1, repeat=1)
+    assert result["context"] == context
+
+
+def test_a_prompt_takes_longer_than_a_token(model: Path):
+    result = native.decode(model, prompt=200, generate=20, threads=1, repeat=3)
+    assert min(result["prompt_ns"]) > 5 * min(result["generate_ns"])
+
+
+def test_times_agree_with_the_same_loop_in_python(model: Path):
+    """llama.cpp driven from Python, token by token, is the oracle; it needs no more than a few times as long."""
+    ours = statistics.median(native.decode(model, prompt=8, generate=100, threads=1, repeat=2)["generate_ns"])
+    llama = llama_cpp.Llama(str(model), n_ctx=256, n_batch=8, n_threads=1, n_threads_batch=1, verbose=False)
+    tokens = (llama_cpp.llama_token * 8)(*range(8))
+    context = llama.ctx
+    samples = []
+    assert llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(tokens, 8)) == 0
+    for _ in range(100):
+        started = time.perf_counter_ns()
+        assert llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(tokens, 1)) == 0
+        samples.append(time.perf_counter_ns() - started)
+    llama.close()
+    assert 0.25 < ours / statistics.median(samples) < 4
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"prompt": 0}, "prompt must be 1 to 131071, not 0"),
+        ({"prompt": -1}, "prompt must be 1 to 131071, not -1"),
+        ({"generate": 0}, "generate must be 1 to 131068, not 0"),
+        ({"generate": 131069}, "generate must be 1 to 131068, not 131069"),
+        ({"threads": 0}, "threads must be 1 to 512, not 0"),
+        ({"threads": 513}, "threads must be 1 to 512, not 513"),
+        ({"repeat": 0}, "repeat must be 1 to 10000, not 0"),
+        ({"threads": 2**31}, "threads must be 1 to 512, not 2147483648"),
+        ({"repeat": 10**30}, "1000000000000000000000000000000 is out of range"),
+    ],
+)
+def test_numbers_out_of_range(model: Path, changed: dict[str, int], message: str):
+    numbers = {"prompt": 4, "generate": 1, "threads": 1, "repeat": 1} | changed
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        native.decode(model, **numbers)
+
+
+def test_more_tokens_than_the_model_knows(model: Path):
+    limit = int(gguf.GGUFReader(model).fields["qwen2vl.context_length"].contents())
+    with pytest.raises(ValueError, match=rf"prompt \+ generate must be at most {limit} for .*, not {limit + 1}"):
+        native.decode(model, prompt=limit, generate=1, threads=1)
+
+
+@pytest.mark.parametrize("arguments", [{"prompt": 1.5}, {"prompt": "4"}, {"seed": 1}, {"prompt": None}])
+def test_wrong_types(model: Path, arguments: dict[str, object]):
+    with pytest.raises(TypeError):
+        native.decode(model, **({"prompt": 4, "generate": 1, "threads": 1} | arguments))
+
+
+def test_a_path_with_a_null_byte():
+    with pytest.raises(ValueError, match="null byte"):
+        native.decode("model\0.gguf", prompt=1, generate=1, threads=1)
+
+
+def test_files_that_are_no_model(models: tuple[Path, Path], tmp_path: Path):
+    text = tmp_path / "notes.gguf"
+    text.write_text("not a model")
+    fifo = tmp_path / "fifo.gguf"
+    os.mkfifo(fifo)
+    for path, message in (
+        (tmp_path / "gone.gguf", f"cannot open {tmp_path}/gone.gguf: No such file or directory"),
+        (text, f"{text} is no GGUF"),
+        (tmp_path, f"{tmp_path} is no GGUF"),
+        (fifo, f"{fifo} is no GGUF"),
+        (models[1], f"llama.cpp cannot load {models[1]}: llama_model_load: error loading model: CLIP"),
+    ):
+        with pytest.raises(native.DecodeError) as caught:
+            native.decode(path, prompt=1, generate=1, threads=1)
+        assert str(caught.value).startswith(message)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("share", [0.0001, 0.01, 0.1, 0.5, 0.99])
+def test_cut_files(model: Path, tmp_path: Path, share: float):
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(model.read_bytes()[: max(4, int(model.stat().st_size * share))])
+    with pytest.raises(native.DecodeError, match=r"llama\.cpp cannot load"):
+        native.decode(cut, prompt=1, generate=1, threads=1)
+
+
+def test_threads_do_not_disturb_each_other(models: tuple[Path, Path]):
+    """Good and bad files at once: everyone gets its own samples, and its own reason."""
+
+    def run(index: int) -> object:
+        try:
+            return native.decode(models[index % 2], prompt=16, generate=8 + index, threads=1, repeat=3)
+        except native.DecodeError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(run, range(16)))
+    for index, result in enumerate(results):
+        if index % 2:
+            assert "CLIP cannot be used" in result
+        else:
+            assert len(result["generate_ns"]) == 3 * (8 + index)
+
+
+def test_the_log_callback_is_put_back(models: tuple[Path, Path], capfd: pytest.CaptureFixture[str]):
+    lines: list[bytes] = []
+    collect = llama_cpp.llama_log_callback(lambda level, text, data: lines.append(text))
+    nothing = ctypes.c_void_p(0)
+    llama_cpp.llama_log_set(collect, nothing)
+    try:
+        native.decode(models[0], prompt=1, generate=1, threads=1)
+        with pytest.raises(native.DecodeError):
+            native.decode(models[1], prompt=1, generate=1, threads=1)
+        assert not lines
+        path = str(models[1]).encode()
+        assert not llama_cpp.llama_model_load_from_file(path, llama_cpp.llama_model_default_params())
+        assert any(b"CLIP cannot be used" in line for line in lines)
+    finally:
+        from llama_cpp._logger import llama_log_callback
+
+        llama_cpp.llama_log_set(llama_log_callback, nothing)
+    assert capfd.readouterr().err == ""
+
+
+def test_the_gil_is_released(model: Path):
+    ticks: list[float] = []
+    done = threading.Event()
+
+    def tick() -> None:
+        while not done.wait(0.002):
+            ticks.append(time.monotonic())
+
+    ticker = threading.Thread(target=tick)
+    ticker.start()
+    started = time.monotonic()
+    native.decode(model, prompt=100, generate=50, threads=1, repeat=20)
+    ended = time.monotonic()
+    done.set()
+    ticker.join()
+    during = sum(started < moment < ended for moment in ticks)
+    assert during > (ended - started) / 0.02
+
+
+@pytest.mark.parametrize(("prompt", "generate"), [(1, 200), (200, 1)])
+def test_ctrl_c_stops_it_within_a_second(model: Path, prompt: int, generate: int):
+    code = f"""
+import time
+from luq_gguf import bench
+native = bench._load_native()
+print("ready", flush=True)
+try:
+    native.decode({str(model)!r}, prompt={prompt}, generate={generate}, threads=1, repeat=10000)
+except KeyboardInterrupt:
+    print(time.monotonic())
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout
+        assert child.stdout.readline() == "ready\n"
+        time.sleep(0.5)
+        child.send_signal(signal.SIGINT)
+        sent = time.monotonic()
+        stopped = float(child.stdout.readline())
+    assert 0 <= stopped - sent < 1
+    assert child.returncode == 0
+
+
+def test_only_one_copy_of_every_library_is_mapped(model: Path):
+    code = f"""
+from pathlib import Path
+from luq_gguf.bench import measure_decode
+measure_decode(Path({str(model)!r}), prompt=4, generate=1, threads=1, repeat=1)
+for line in open("/proc/self/maps"):
+    print(line.split()[-1])
+"""
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    mapped = {path for path in output.split() if Path(path).name.startswith(("libllama.", "libggml", "_native"))}
+    names = sorted(Path(path).name.split(".")[0] for path in mapped)
+    assert names == ["_native", "libggml", "libggml-base", "libggml-cpu", "libllama"]
+    folders = {Path(path).parent for path in mapped if Path(path).name.startswith("lib")}
+    assert folders == {Path(llama_cpp.__file__).parent / "lib"}
+
+
+def test_alone_it_refuses_to_load():
+    """Imported before llama_cpp it would bring a second copy of llama.cpp; it has no path to one."""
+    environment = {name: value for name, value in os.environ.items() if name != "LD_LIBRARY_PATH"}
+    command = [sys.executable, "-c", "import luq_gguf._native"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1
+    assert "ImportError: libllama" in done.stderr
+
+
+def test_modules_share_no_state():
+    """Multi-phase initialisation: each module object has an exception class of its own."""
+    spec = importlib.util.spec_from_file_location("luq_gguf._native", native.__file__)
+    assert spec
+    assert isinstance(spec.loader, importlib.machinery.ExtensionFileLoader)
+    second = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(second)
+    assert second.DecodeError is not native.DecodeError
+    with pytest.raises(second.DecodeError):
+        second.decode("/", prompt=1, generate=1, threads=1)
+    assert native.__file__.endswith(".abi3.so")
+
+
+def test_the_stub_says_what_the_module_has(model: Path):
+    tree = ast.parse(STUB.read_text())
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    constants = {node.target.id for node in tree.body if isinstance(node, ast.AnnAssign)}
+    real = {name for name, node in classes.items() if not node.decorator_list}
+    public = {name for name in dir(native) if not name.startswith("__")}
+    assert public == set(functions) | constants | real
+    assert issubclass(native.DecodeError, RuntimeError)
+    arguments = functions["decode"].args
+    signature = inspect.signature(native.decode)
+    assert [argument.arg for argument in (*arguments.args, *arguments.kwonlyargs)] == list(signature.parameters)
+    keyword_only = {name for name, one in signature.parameters.items() if one.kind is one.KEYWORD_ONLY}
+    assert keyword_only == {argument.arg for argument in arguments.kwonlyargs}
+    assert ast.literal_eval(arguments.kw_defaults[-1]) == signature.parameters["repeat"].default
+    result = native.decode(model, prompt=1, generate=1, threads=1)
+    assert len(result["prompt_ns"]) == signature.parameters["repeat"].default
+    stubbed = {item.target.id: ast.unparse(item.annotation) for item in classes["DecodeResult"].body}
+    kinds = {name: "int" if isinstance(value, int) else "list[int]" for name, value in result.items()}
+    assert kinds == stubbed
