@@ -77,12 +77,17 @@ def text_layout(family: Family, dtype: Dtype) -> dict[str, tuple[tuple[int, ...]
     return {tensor.source.name: (tensor.source.shape, tensor.type) for tensor in _text_outputs(family, dtype)}
 
 
-def write_header_only(checkpoint: Checkpoint, family: Family, target: Path, *, dtype: str = "auto") -> None:
-    """Write the header of the whole text model; its tensor data are a hole in the file, all zeros."""
+def write_header_only(
+    checkpoint: Checkpoint, family: Family, target: Path, *, dtype: str = "auto", tokenizer: bool = True
+) -> None:
+    """Write the header of the whole text model; its tensor data are a hole in the file, all zeros.
+
+    Needs no weights: a Checkpoint of config and side files is enough.
+    """
     kind = resolve_dtype(checkpoint, dtype)
     tensors = _text_outputs(family, kind)
     with atomic_path(target) as partial:
-        _write_header(partial, family.text_metadata(checkpoint, dtype=kind), tensors)
+        _write_header(partial, family.text_metadata(checkpoint, dtype=kind, tokenizer=tokenizer), tensors)
         with partial.open("r+b") as handle:
             handle.truncate(_padded(partial.stat().st_size) + sum(_padded(tensor.nbytes) for tensor in tensors))
 

@@ -164,6 +164,19 @@ def test_header_only_file_is_the_whole_with_a_hole(pico_checkpoint: Path, tmp_pa
     assert list(text_layout(family, dtype)) == list(layout)
 
 
+def test_header_of_a_model_of_which_only_the_config_is_there(pico_checkpoint: Path, tmp_path: Path) -> None:
+    config = json.loads((pico_checkpoint / "config.json").read_text())
+    bare = Checkpoint(tmp_path / pico_checkpoint.name, config, {}, "")
+    write_header_only(bare, find_family(config), tmp_path / "bare.gguf", dtype="f16", tokenizer=False)
+    export_text(*open_model(pico_checkpoint), tmp_path / "whole.gguf", dtype="f16", tokenizer=False)
+    made, whole = (make_golden.summarize(tmp_path / f"{name}.gguf") for name in ("bare", "whole"))
+    for summary in (made, whole):
+        for tensor in summary["tensors"].values():
+            tensor.pop()
+        summary["metadata"] = {key: value for key, value in summary["metadata"].items() if "sampling" not in key}
+    assert made == whole
+
+
 def test_progress_ends_at_the_total(pico_checkpoint: Path, tmp_path: Path) -> None:
     checkpoint, family = open_model(pico_checkpoint)
     calls: list[tuple[str, int, int]] = []
