@@ -7,6 +7,9 @@ NATIVE := CMakeLists.txt $(wildcard native/*)
 
 .PHONY: demo test slow lint format install clean
 
+# Tests run beside other work: OpenMP threads that wait for a core they share must sleep, not spin.
+test slow: export OMP_WAIT_POLICY := passive
+
 demo: install
 	$(BIN)/luq-gguf demo
 
