@@ -32,7 +32,9 @@ def render_chat(template: str, messages: Sequence[Mapping[str, Any]], *, answer_
     try:
         return environment.from_string(template).render(messages=messages, add_generation_prompt=answer_next)
     except (TemplateError, TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
-        raise CheckpointError(f"the model's chat template fails: {error}", hint="take the model's own template") from error
+        raise CheckpointError(
+            f"the model's chat template fails: {error}", hint="take the model's own template"
+        ) from error
 
 
 def _raise(message: str) -> NoReturn:

@@ -138,7 +138,7 @@ class Job:
 def open_job(model: str, out: Path, settings: Settings, progress: Progress) -> Job:
     """Find the model and its family; reads headers only. Raises CheckpointError with what is wrong."""
     checkpoint = Checkpoint.open(resolve_model(model))
-    return Job(checkpoint, find_family(checkpoint.config), out, settings, progress)
+    return Job(checkpoint, find_family(checkpoint.config, checkpoint), out, settings, progress)
 
 
 def model_name(folder: Path) -> str:

@@ -79,9 +79,7 @@ def predicted_note(dataset: str) -> ImatrixNote:
     return ImatrixNote("imatrix.gguf", dataset, 1, 1)
 
 
-def lay_out(
-    digest: str, header: Path, settings: Settings, dataset: str, quantizer: Quantizer | None = None
-) -> Layout:
+def lay_out(digest: str, header: Path, settings: Settings, dataset: str, quantizer: Quantizer | None = None) -> Layout:
     """The layout of the 16-bit GGUF whose header stands in `header`, its data a hole."""
     base = GGUFFile.open(header)
     resolved = resolve_types(header, settings.high_type, settings.low_type, quantizer=quantizer)

@@ -171,9 +171,7 @@ def analyze(model: str, out: Path, settings: Settings, progress: Progress = sile
 
 def read_calibration(settings: Settings) -> CalibrationSet:
     """The samples that the settings name; None stands for the built-in ones."""
-    return load_calibration(
-        settings.calib, samples=settings.samples, seed=settings.seed, skip_bad=settings.skip_bad
-    )
+    return load_calibration(settings.calib, samples=settings.samples, seed=settings.seed, skip_bad=settings.skip_bad)
 
 
 def run_analysis(job: Job, calibration: CalibrationSet) -> AnalysisFiles:
@@ -199,7 +197,6 @@ def run_analysis(job: Job, calibration: CalibrationSet) -> AnalysisFiles:
             seed=settings.seed,
             progress=job.progress,
             input_entropy=settings.measures_input,
-            work=job.work,
         )
         job.work.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=job.work, prefix=".analysis-") as scratch:

@@ -1,11 +1,11 @@
 """Train the demo checkpoint: a small Qwen2.5-VL that sees coloured shapes and digits.
 
-    .venv/bin/python scripts/make_demo_checkpoint.py --work demo-training --minutes 75
+    .venv/bin/python scripts/make_demo_checkpoint.py --work demo-training
 
 Everything is made here: the pictures and conversations are drawn by `luq_gguf.demo.scenes`, the
-tokenizer is trained on them, the weights start from a seed. Training stops after `--minutes` of
-computing, and a run that was interrupted goes on from its last state in `--work`. At the end the
-checkpoint is written to `--out` in the form that the Hugging Face hub serves for Qwen2.5-VL.
+tokenizer is trained on them, the weights start from a seed. A run that was interrupted goes on from
+its last state in `--work`. At the end the checkpoint is written to `--out` in the form that the
+Hugging Face hub serves for Qwen2.5-VL.
 
 The vision tower is first taught to name what each image token shows; the whole model then learns
 to answer, with the same auxiliary heads on the image tokens (after the vision tower, and after
@@ -174,10 +174,10 @@ class Conversations:
         self.pad = tokenizer.token_to_id("<|endoftext|>")
         self.text_only = text_only
 
-    def tokens_of(self, questions: list[scenes.Question], with_image: bool) -> tuple[list[int], list[bool]]:
-        """Token ids of a conversation, and which of them the model has to predict."""
+    def tokens_of(self, questions: list[scenes.Question], with_image: bool) -> tuple[list[int], list[float]]:
+        """Token ids of a conversation, and how much each counts in the loss: 1 a question, over its answer."""
         ids = self.encode(f"<|im_start|>system\n{SYSTEM}<|im_end|>\n")
-        learn = [False] * len(ids)
+        learn = [0.0] * len(ids)
         for turn, question in enumerate(questions):
             see = with_image and turn == 0
             image = "<|vision_start|>" + "<|image_pad|>" * IMAGE_TOKENS + "<|vision_end|>" if see else ""
@@ -185,7 +185,7 @@ class Conversations:
             answer = self.encode(f"{question.answer}<|im_end|>")
             tail = self.encode("\n")
             ids += prompt + answer + tail
-            learn += [False] * len(prompt) + [True] * len(answer) + [False] * len(tail)
+            learn += [0.0] * len(prompt) + [1 / len(answer)] * len(answer) + [0.0] * len(tail)
         return ids, learn
 
     def positions_of(self, ids: list[int]) -> np.ndarray:
@@ -217,10 +217,10 @@ class Conversations:
             "colors": torch.tensor(colors).flatten(),
         }
 
-    def _pad(self, rows: list[tuple[list[int], list[bool]]]) -> dict[str, torch.Tensor]:
+    def _pad(self, rows: list[tuple[list[int], list[float]]]) -> dict[str, torch.Tensor]:
         length = max(len(ids) for ids, _ in rows)
         ids = torch.full((len(rows), length), self.pad)
-        learn = torch.zeros((len(rows), length), dtype=torch.bool)
+        learn = torch.zeros((len(rows), length))
         positions = torch.zeros((3, len(rows), length), dtype=torch.long)
         for row, (tokens, mask) in enumerate(rows):
             ids[row, : len(tokens)] = torch.tensor(tokens)
@@ -251,7 +251,7 @@ class Trainee(nn.Module):
         return features, naming_loss(self.see_head(features), batch)
 
     def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Answer loss (nats per answer token) and the sum of the auxiliary losses."""
+        """Answer loss (nats per token, each answer counting alike) and the sum of the auxiliary losses."""
         features, seeing = self.see(batch)
         ids = batch["ids"]
         embedded = self.model.get_input_embeddings()(ids)
@@ -260,9 +260,11 @@ class Trainee(nn.Module):
         hidden = self.model.model.language_model(
             inputs_embeds=embedded, position_ids=batch["positions"], use_cache=False
         ).last_hidden_state
-        wanted = batch["learn"][:, 1:]
+        weights = batch["learn"][:, 1:]
+        wanted = weights > 0
         logits = self.model.lm_head(hidden[:, :-1][wanted]).float()
-        answering = nn.functional.cross_entropy(logits, ids[:, 1:][wanted])
+        losses = nn.functional.cross_entropy(logits, ids[:, 1:][wanted], reduction="none")
+        answering = (losses * weights[wanted]).sum() / weights.sum()
         known = self.know_head(self.probed[image])
         knowing = naming_loss(known[:, :-4], batch)
         places = torch.tensor(quadrants_of_tokens()).repeat(len(batch["grid"]))
@@ -300,22 +302,21 @@ def warm_up_vision(trainee: Trainee, data: Conversations, steps: int) -> None:
             print(f"vision {step} loss {loss.item():.3f} {time.monotonic() - started:.0f} s", flush=True)
 
 
-def train(trainee: Trainee, data: Conversations, work: Path, minutes: float, batch_size: int) -> None:
+def train(trainee: Trainee, data: Conversations, work: Path, steps: int, batch_size: int) -> None:
     decayed = [p for p in trainee.parameters() if p.ndim > 1]
     plain = [p for p in trainee.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98))
-    state, step, spent = work / "state.pt", 0, 0.0
+    state, step = work / "state.pt", 0
     if state.exists():
         saved = torch.load(state, weights_only=True)
         trainee.load_state_dict(saved["trainee"])
         optimizer.load_state_dict(saved["optimizer"])
-        step, spent = saved["step"], saved["spent"]
-    running = None
-    while spent < minutes * 60:
-        started = time.monotonic()
+        step = saved["step"]
+    running, started = None, time.monotonic()
+    while step < steps:
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(spent / (minutes * 60), step, 1e-3)
+            group["lr"] = learning_rate(step / steps, step, 1e-3)
         with torch.autocast("cpu", torch.bfloat16):
             answering, helping = trainee(data.batch(step, batch_size))
         (answering + 0.2 * helping).backward()
@@ -323,18 +324,20 @@ def train(trainee: Trainee, data: Conversations, work: Path, minutes: float, bat
         optimizer.step()
         optimizer.zero_grad()
         step += 1
-        spent += time.monotonic() - started
         running = answering.item() if running is None else 0.95 * running + 0.05 * answering.item()
         if step % 20 == 0:
-            print(f"step {step} loss {running:.4f} helpers {helping.item():.3f} {spent:.0f} s", flush=True)
+            print(
+                f"step {step} loss {running:.4f} helpers {helping.item():.3f} {time.monotonic() - started:.0f} s",
+                flush=True,
+            )
         if step % 200 == 0:
-            keep_state(trainee, optimizer, step, spent, state)
-    keep_state(trainee, optimizer, step, spent, state)
+            keep_state(trainee, optimizer, step, state)
+    keep_state(trainee, optimizer, step, state)
 
 
-def keep_state(trainee: Trainee, optimizer: torch.optim.Optimizer, step: int, spent: float, path: Path) -> None:
+def keep_state(trainee: Trainee, optimizer: torch.optim.Optimizer, step: int, path: Path) -> None:
     partial = path.with_suffix(".partial")
-    saved = {"trainee": trainee.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "spent": spent}
+    saved = {"trainee": trainee.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
     torch.save(saved, partial)
     partial.replace(path)
 
@@ -406,10 +409,10 @@ def side_files(tokenizer: Tokenizer, config: dict[str, object]) -> dict[str, obj
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for the state of the training")
-    parser.add_argument("--out", type=Path, default=Path("luq_gguf/demo/checkpoint"))
-    parser.add_argument("--minutes", type=float, default=75)
+    parser.add_argument("--out", type=Path, default=Path("luq_gguf/demo/Shapes-VL-11M"))
+    parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--vision-steps", type=int, default=500)
+    parser.add_argument("--vision-steps", type=int, default=600)
     parser.add_argument("--export-only", action="store_true", help="write the last state, do not train")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
@@ -425,7 +428,7 @@ def main() -> None:
     else:
         if not state.exists():
             warm_up_vision(trainee, data, options.vision_steps)
-        train(trainee, data, options.work, options.minutes, options.batch_size)
+        train(trainee, data, options.work, options.steps, options.batch_size)
     write_checkpoint(trainee, tokenizer, config, options.out)
 
 

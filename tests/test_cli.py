@@ -153,7 +153,11 @@ def write_sparse_giant(folder: Path, wanted_bytes: int) -> None:
     config["rope_scaling"] = {"type": "mrope", "mrope_section": [16, 24, 24]}
     config["vision_config"]["out_hidden_size"] = hidden
     (folder / "config.json").write_text(json.dumps(config))
-    shapes = {"model.embed_tokens.weight": (512, hidden), "lm_head.weight": (512, hidden), "model.norm.weight": (hidden,)}
+    shapes = {
+        "model.embed_tokens.weight": (512, hidden),
+        "lm_head.weight": (512, hidden),
+        "model.norm.weight": (hidden,),
+    }
     for layer in range(layers):
         prefix = f"model.layers.{layer}."
         for name, rows in (("q", hidden), ("k", kv), ("v", kv)):

@@ -67,8 +67,11 @@ def convert(
     ] = False,
     keep_parts: Annotated[
         bool | None,
-        typer.Option("--keep-parts/--no-keep-parts", help="Keep quantized layers for other budgets; "
-                     "default: where they take less than 2 GiB.", show_default=False),
+        typer.Option(
+            "--keep-parts/--no-keep-parts",
+            help="Keep quantized layers for other budgets; default: where they take less than 2 GiB.",
+            show_default=False,
+        ),
     ] = None,
     threads: options.Threads = 0,
     work: options.Work = None,

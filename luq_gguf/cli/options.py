@@ -55,7 +55,10 @@ Strict = Annotated[
 Calib = Annotated[
     Path | None,
     typer.Option(
-        "--calib", help="JSONL of images, questions and answers, or texts.", show_default=False, rich_help_panel="Method"
+        "--calib",
+        help="JSONL of images, questions and answers, or texts.",
+        show_default=False,
+        rich_help_panel="Method",
     ),
 ]
 Samples = Annotated[

@@ -99,7 +99,11 @@ def format_sizes(sizes: SizeTable) -> str:
 def format_conversion(result: Conversion) -> str:
     """The final table of `convert`."""
     plan, scores = result.plan, result.scores
-    low, entropy, text = set(plan.low_layers), scores.entropy.get("output_multimodal"), scores.entropy.get("output_text")
+    low, entropy, text = (
+        set(plan.low_layers),
+        scores.entropy.get("output_multimodal"),
+        scores.entropy.get("output_text"),
+    )
     table = make_table("", ("layer", "entropy (image+text)", "entropy (text)", "type", "bytes"))
     for layer in range(plan.layers):
         kind = plan.low_type if layer in low else plan.high_type

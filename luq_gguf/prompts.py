@@ -1,0 +1,124 @@
+"""Samples -> tokens in the model's chat template, with what kind each token is.
+
+Takes a checkpoint's tokenizer and template (run in a sandbox) and a family's image rule.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from luq_gguf.artifacts import MODALITIES
+from luq_gguf.calibration import CalibrationSet, Sample, messages_of
+from luq_gguf.chat import render_chat
+from luq_gguf.checkpoint import Checkpoint
+from luq_gguf.errors import CalibrationError, CheckpointError
+from luq_gguf.families.base import Family
+from luq_gguf.images import fit_to_grid
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from tokenizers import Tokenizer
+
+MAX_IMAGE_TOKENS = 1280
+IMAGE, MULTIMODAL_TEXT, TEXT = range(len(MODALITIES))
+
+
+@dataclass(frozen=True)
+class TokenizedSample:
+    """Token ids (tokens,), the index in MODALITIES of each, the fitted image, and how many tokens the answer has.
+
+    `grid` is the image's size in merged tokens, (rows, columns).
+    """
+
+    id: str
+    ids: NDArray[np.int64]
+    kinds: NDArray[np.uint8]
+    image: Image.Image | None
+    grid: tuple[int, int] | None
+    answer_tokens: int
+
+
+class PromptMaker:
+    """Tokenizes samples of one model."""
+
+    def __init__(self, checkpoint: Checkpoint, family: Family, *, image_token: str, end_token: str) -> None:
+        self.family = family
+        self.tokenizer = _load_tokenizer(checkpoint)
+        self.template = read_template(checkpoint)
+        self.image_token, self.end_token = image_token, end_token
+        self.image_id = self.tokenizer.token_to_id(image_token)
+        if self.image_id is None:
+            raise CheckpointError(f"the tokenizer has no {image_token}", hint="download the original tokenizer files")
+        self.rule = family.image_grid
+
+    def tokenize(self, sample: Sample) -> TokenizedSample:
+        """The sample's tokens; raises CalibrationError where it has none or smuggles image tokens in."""
+        if sample.text is not None:
+            ids = self._encode(sample.text)
+            return self._finish(sample, ids, None, None, 0)
+        prompt = render_chat(self.template, messages_of(sample))
+        fitted, grid = None, None
+        if sample.image is not None:
+            most = min(self.rule.max_pixels, MAX_IMAGE_TOKENS * self.rule.factor**2)
+            fitted = fit_to_grid(sample.image, self.rule.factor, self.rule.min_pixels, most)
+            grid = (fitted.height // self.rule.factor, fitted.width // self.rule.factor)
+            prompt = prompt.replace(self.image_token, self.image_token * (grid[0] * grid[1]), 1)
+        answer = [] if sample.answer is None else self._encode(sample.answer + self.end_token)
+        return self._finish(sample, self._encode(prompt) + answer, fitted, grid, len(answer))
+
+    def _finish(
+        self,
+        sample: Sample,
+        ids: list[int],
+        image: Image.Image | None,
+        grid: tuple[int, int] | None,
+        answer_tokens: int,
+    ) -> TokenizedSample:
+        tokens = np.array(ids, dtype=np.int64)
+        is_image = tokens == self.image_id
+        if not ids or int(is_image.sum()) != (grid[0] * grid[1] if grid else 0):
+            raise CalibrationError(
+                f"sample {sample.id} has {int(is_image.sum())} image tokens in {len(ids)}",
+                hint=f"leave the text {self.image_token} out of questions, and empty texts out of the set",
+            )
+        kinds = np.where(is_image, IMAGE, MULTIMODAL_TEXT if grid else TEXT).astype(np.uint8)
+        return TokenizedSample(sample.id, tokens, kinds, image, grid, answer_tokens)
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def all_of(self, calibration: CalibrationSet) -> tuple[list[TokenizedSample], list[TokenizedSample]]:
+        """Calibration samples and held-out samples, tokenized."""
+        return [self.tokenize(s) for s in calibration.samples], [self.tokenize(s) for s in calibration.held_out]
+
+
+def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    path = checkpoint.side_file("tokenizer.json")
+    if path is None:
+        raise CheckpointError(f"{checkpoint.folder} has no tokenizer.json", hint="download the tokenizer's files too")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:
+        raise CheckpointError(f"cannot read {path}: {error}", hint="download it again") from error
+
+
+def read_template(checkpoint: Checkpoint) -> str:
+    """The chat template, from the places where checkpoints keep it; empty where there is none."""
+    plain = checkpoint.side_file("chat_template.jinja")
+    if plain is not None:
+        return plain.read_text(encoding="utf-8")
+    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
+        template: Any = checkpoint.side_json(name).get("chat_template")
+        if isinstance(template, list):
+            named = {item.get("name"): item.get("template") for item in template if isinstance(item, dict)}
+            template = named.get("default")
+        if isinstance(template, str) and template:
+            return template
+    return ""
