@@ -2,15 +2,15 @@
 
 A JSONL file has a row a sample: {"image", "question", "answer"}, {"question", "answer"} or {"text"}; image
 paths are relative to the file and stay below its folder. Without a file: drawn scenes with questions,
-and small text-only questions, always the same for a seed.
+and small text-only questions, always the same.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import random
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from PIL import Image
 
 HELD_OUT_SHARE = 0.2
-DRAWN_SCENES = 24
-DRAWN_TALKS = 16
+DRAWN_SCENES = 96
+DRAWN_TALKS = 48
 BUILT_IN_SEED = FRESH_SEED // 2
-KEYS = {"image", "question", "answer", "text"}
+"""Scenes from this seed on are neither those of the demo model's training nor those that it is judged by."""
+KEYS = ("image", "question", "answer", "text")
+FORMS = '{"image", "question", "answer"}, {"question", "answer"} or {"text"}'
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,18 @@ class Sample:
     image: Image.Image | None = None
     text: str | None = None
 
+    @property
+    def kind(self) -> str:
+        """What it is for the shares: with an image, a question without one, or plain text."""
+        return "image" if self.image is not None else "text" if self.text is not None else "question"
+
 
 @dataclass(frozen=True)
 class CalibrationSet:
-    """Samples to measure on, samples to judge by, and what names them: `digest` changes with their content."""
+    """Samples to measure on, samples to judge by, and what names them: `digest` changes with their content.
+
+    `skipped` counts the rows that could not be used; both groups are in an order that does not depend on the file's.
+    """
 
     name: str
     samples: tuple[Sample, ...]
@@ -62,48 +72,44 @@ def load_calibration(
 ) -> CalibrationSet:
     """Read a JSONL file, or draw the built-in set; `samples` takes a seeded subset.
 
-    Raises CalibrationError with file and line of the first row that cannot be used (with `skip_bad` it is left
-    out and counted), or where nothing is left.
+    Held out are a share of the samples of each kind that have an answer, chosen by `seed` and content alone. Raises
+    CalibrationError with file and line of the first row that cannot be used (with `skip_bad` it is left out
+    and counted), and where nothing is left.
     """
     if source is None:
-        found, skipped, name = list(draw_samples()), 0, "drawn scenes"
+        found, skipped, name = draw_samples(), 0, "drawn scenes"
     else:
         found, skipped = _read_rows(source, skip_bad=skip_bad)
         name = source.name
-    chosen = sorted(found, key=lambda sample: _rank(sample, seed))[:samples]
+    chosen = _choose(found, samples, seed)
     if not chosen:
-        raise CalibrationError(f"{source} holds no samples", hint="write one JSON object a line, or leave out --calib")
-    answered = [sample for sample in chosen if sample.answer is not None]
-    held_out = answered[: int(held_out_share * len(answered))] if len(chosen) > 1 else []
-    out = {sample.id for sample in held_out}
+        raise CalibrationError(f"{source} holds no sample that can be used", hint=f"write rows like {FORMS}")
+    out = {sample.id for sample in _held_out(chosen, held_out_share)}
     kept = tuple(sample for sample in chosen if sample.id not in out)
-    return CalibrationSet(name, kept, tuple(held_out), _digest(kept, held_out), skipped)
+    held_out = tuple(sample for sample in chosen if sample.id in out)
+    return CalibrationSet(name, kept, held_out, _digest(kept, held_out), skipped)
 
 
-def draw_samples() -> Iterator[Sample]:
-    """The built-in set: questions about drawn scenes, and questions without a picture."""
+def draw_samples() -> list[Sample]:
+    """The built-in set: a question about each of many drawn scenes, and questions without a picture."""
+    drawn = []
     for number in range(DRAWN_SCENES):
         scene = make_scene(BUILT_IN_SEED + number)
-        image = draw_scene(scene)
-        for turn, question in enumerate(talk_about(scene)):
-            yield Sample(f"scene-{number}-{turn}", question.text, question.answer, image)
+        question = talk_about(scene, turns=1)[0]
+        drawn.append(Sample(f"scene-{number}", question.text, question.answer, draw_scene(scene)))
     for number in range(DRAWN_TALKS):
-        for turn, question in enumerate(talk_without_picture(BUILT_IN_SEED + number)):
-            yield Sample(f"talk-{number}-{turn}", question.text, question.answer)
+        question = talk_without_picture(BUILT_IN_SEED + number, turns=1)[0]
+        drawn.append(Sample(f"talk-{number}", question.text, question.answer))
+    return drawn
 
 
 def _read_rows(path: Path, *, skip_bad: bool) -> tuple[list[Sample], int]:
     samples: list[Sample] = []
+    seen: Counter[str] = Counter()
     skipped = 0
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CalibrationError(f"cannot read {path}: {error}", hint="give a JSONL file in UTF-8") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    for number, line in _lines(path):
         try:
-            samples.append(_read_row(path, number, line))
+            samples.append(_read_row(path, f"{path}:{number}", line, seen))
         except CalibrationError:
             if not skip_bad:
                 raise
@@ -111,44 +117,98 @@ def _read_rows(path: Path, *, skip_bad: bool) -> tuple[list[Sample], int]:
     return samples, skipped
 
 
-def _read_row(path: Path, number: int, line: str) -> Sample:
-    where = f"{path}:{number}"
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines that are not blank."""
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise CalibrationError(f"{where} is no JSON: {error}", hint="write one object a line") from error
-    if not isinstance(row, dict) or not row or any(not isinstance(row.get(key, ""), str) for key in KEYS):
-        raise CalibrationError(f"{where} is no object of texts", hint=f"use the keys {', '.join(sorted(KEYS))}")
-    content = hashlib.sha256(line.strip().encode()).hexdigest()[:16]
+        with path.open(encoding="utf-8-sig") as handle:
+            for number, line in enumerate(handle, start=1):
+                if line.strip():
+                    yield number, line
+    except OSError as error:
+        raise CalibrationError(f"cannot read {path}: {error.strerror}", hint="give a JSONL file to --calib") from error
+    except UnicodeDecodeError as error:
+        raise CalibrationError(f"{path} is not UTF-8: {error.reason}", hint="save it as UTF-8") from error
+
+
+def _read_row(path: Path, where: str, line: str, seen: Counter[str]) -> Sample:
+    row = _parse(where, line)
+    content = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:16]
+    seen[content] += 1
+    name = content if seen[content] == 1 else f"{content}-{seen[content]}"
     if "text" in row:
-        return Sample(f"{content}-{number}", text=row["text"])
-    if "question" not in row:
-        raise CalibrationError(f"{where} has neither a question nor a text", hint="add one of them")
+        return Sample(name, text=row["text"])
     image = _read_image(path, where, row["image"]) if "image" in row else None
-    return Sample(f"{content}-{number}", row["question"], row.get("answer"), image)
+    return Sample(name, row["question"], row.get("answer"), image)
+
+
+def _parse(where: str, line: str) -> dict[str, str]:
+    """The known keys of a row; others, like an id, are left alone."""
+    try:
+        row: Any = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise CalibrationError(f"{where} is no JSON: {error}", hint=f"write rows like {FORMS}") from error
+    if not isinstance(row, dict):
+        raise CalibrationError(f"{where} is no object", hint=f"write rows like {FORMS}")
+    known = {key: row[key] for key in KEYS if row.get(key) is not None}
+    for key, value in known.items():
+        if not isinstance(value, str) or not _is_text(value):
+            raise CalibrationError(f"{where}: {key} is no text", hint=f"write rows like {FORMS}")
+    if ("text" in known) == ("question" in known) or ("text" in known and len(known) > 1):
+        raise CalibrationError(f"{where} has the keys {sorted(known)}", hint=f"write rows like {FORMS}")
+    return known
+
+
+def _is_text(value: str) -> bool:
+    """Not blank, and without halves of surrogate pairs, which no tokenizer takes."""
+    return bool(value.strip()) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def _read_image(path: Path, where: str, name: str) -> Image.Image:
     folder = path.parent.resolve()
-    image = (folder / name).resolve()
-    if not image.is_relative_to(folder):
-        raise CalibrationError(f"{where}: {name} leads out of {folder}", hint="put images beside the JSONL file")
     try:
-        return load_image(image)
+        image = (folder / name).resolve()
+        if not image.is_relative_to(folder):
+            raise CalibrationError(f"{where}: {name} leads out of the file's folder", hint="put images beside the file")
+        return load_image(image, name)
     except ImageError as error:
         raise ImageError(f"{where}: {error.message}", path=error.path, hint=error.hint) from error
+    except (OSError, ValueError, RuntimeError) as error:  # a path that cannot be resolved
+        raise CalibrationError(f"{where}: {name!r} is no path: {error}", hint="give the path of an image") from error
+
+
+def _choose(found: Iterable[Sample], count: int | None, seed: int) -> list[Sample]:
+    """All samples, or a seeded choice with the same share of each kind, in an order of their own."""
+    ranked = sorted(found, key=lambda sample: _rank(sample, seed))
+    if count is None or count >= len(ranked):
+        return ranked
+    kinds = Counter(sample.kind for sample in ranked)
+    place: Counter[str] = Counter()
+    shares = {}
+    for sample in ranked:
+        place[sample.kind] += 1
+        shares[sample.id] = (place[sample.kind] - 0.5) / kinds[sample.kind]
+    chosen = {sample.id for sample in sorted(ranked, key=lambda sample: shares[sample.id])[: max(count, 0)]}
+    return [sample for sample in ranked if sample.id in chosen]
+
+
+def _held_out(chosen: Sequence[Sample], share: float) -> list[Sample]:
+    """The first of each kind, as many as their share, and never all that there is."""
+    held_out: list[Sample] = []
+    for kind in ("image", "question"):
+        answered = [sample for sample in chosen if sample.kind == kind and sample.answer is not None]
+        held_out += answered[: round(share * len(answered))]
+    return held_out if len(held_out) < len(chosen) else held_out[1:]
 
 
 def _rank(sample: Sample, seed: int) -> bytes:
     return hashlib.sha256(f"{seed}\n{sample.id}".encode()).digest()
 
 
-def _digest(*groups: Any) -> str:
+def _digest(*groups: Sequence[Sample]) -> str:
     digest = hashlib.sha256()
     for group in groups:
         for sample in group:
-            texts = [sample.id, sample.question, sample.answer, sample.text]
-            digest.update(json.dumps(texts).encode())
+            digest.update(json.dumps([sample.id, sample.question, sample.answer, sample.text]).encode())
             if sample.image is not None:
                 digest.update(repr(sample.image.size).encode() + sample.image.tobytes())
         digest.update(b"|")
@@ -159,8 +219,3 @@ def messages_of(sample: Sample) -> list[dict[str, Any]]:
     """The question as chat messages, with a place for the image."""
     content: list[dict[str, str]] = [{"type": "image"}] if sample.image is not None else []
     return [{"role": "user", "content": [*content, {"type": "text", "text": sample.question}]}]
-
-
-def shuffled(items: list[Any], seed: int) -> list[Any]:
-    """A seeded permutation."""
-    return random.Random(seed).sample(items, len(items))

@@ -14,20 +14,27 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from luq_gguf.errors import ImageError
-from luq_gguf.families.base import ImageGrid
+from luq_gguf.errors import CheckpointError, ImageError
+from luq_gguf.families.base import Family, ImageGrid
 
 MAX_PIXELS = 100_000_000
 """A larger image is refused before it is decoded."""
 MAX_ASPECT = 200
+MIN_IMAGE_TOKENS = 8
+"""llama.cpp enlarges an image of fewer tokens."""
+MAX_IMAGE_TOKENS = 1024
+"""Enough for calibration and questions; what a larger image costs in time grows with its square."""
 
 
 def load_image(source: Path | bytes, name: str | None = None) -> Image.Image:
-    """Read an image as upright RGB; transparency becomes white, of an animation the first frame is taken.
+    """Read an image as upright 8-bit RGB; transparency becomes white, of an animation the first frame is taken.
 
-    `name` stands for the bytes in messages. Raises ImageError for what is no image, cut, or too large.
+    `name` stands for the image in messages. Raises ImageError for what is no image, cut, or too large.
     """
     shown = name or (str(source) if isinstance(source, Path) else "the image")
+    if isinstance(source, Path) and not source.is_file():
+        what = "is no file" if source.exists() else "does not exist"
+        raise ImageError(f"{shown} {what}", path=shown, hint="give a PNG, JPEG or WebP")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -36,26 +43,16 @@ def load_image(source: Path | bytes, name: str | None = None) -> Image.Image:
                 image.seek(0)
                 image.load()
                 return _to_rgb(ImageOps.exif_transpose(image))
+    except ImageError:
+        raise
     except UnidentifiedImageError as error:
-        raise ImageError(
-            f"{shown} is no image that can be read", path=shown, hint="give a PNG, JPEG or WebP"
-        ) from error
+        hint = "give a PNG, JPEG or WebP"
+        raise ImageError(f"{shown} is no image that can be read", path=shown, hint=hint) from error
     except Image.DecompressionBombError as error:
         raise _too_large(shown, str(error)) from error
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ImageError(
-            f"{shown} cannot be read: {reason}", path=shown, hint="check that the file is whole"
-        ) from error
-    except (ValueError, SyntaxError, EOFError, TypeError, IndexError, KeyError, struct_error()) as error:
-        raise ImageError(f"{shown} is a broken image: {error}", path=shown, hint="save it again as PNG") from error
-
-
-def struct_error() -> type[Exception]:
-    """What Pillow lets through when a header's numbers do not unpack."""
-    import struct
-
-    return struct.error
+    except Exception as error:  # Pillow's decoders raise whatever a broken file makes them stumble over
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(f"{shown} is a broken image: {what}", path=shown, hint="save it again as PNG") from error
 
 
 def _require_sane(image: Image.Image, shown: str) -> None:
@@ -68,15 +65,23 @@ def _too_large(shown: str, what: str) -> ImageError:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode in {"I", "F"}:
-        values = np.asarray(image, dtype=np.float64)
-        scale = 255 / 65535 if values.max(initial=0) > 255 else 1
-        image = Image.fromarray(np.clip(values * scale, 0, 255).astype(np.uint8))
-    if image.mode == "P" or image.has_transparency_data:
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _to_gray(image)
+    if image.has_transparency_data:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+def _to_gray(image: Image.Image) -> Image.Image:
+    """16-bit, 32-bit and float gray -> 8-bit: Pillow itself would cut values off at 255."""
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    largest = values.max(initial=0)
+    if image.mode.startswith("I;16") or largest > 255:
+        values = values / 257
+    elif image.mode == "F" and largest <= 1:
+        values = values * 255
+    return Image.fromarray(np.clip(values + 0.5, 0, 255).astype(np.uint8))
 
 
 def fit_to_grid(image: Image.Image, factor: int, min_pixels: int, max_pixels: int) -> Image.Image:
@@ -87,35 +92,45 @@ def fit_to_grid(image: Image.Image, factor: int, min_pixels: int, max_pixels: in
     """
     width, height = image.size
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise ImageError(
-            f"an image of {width} x {height} pixels is too narrow", path="the image", hint="cut it to a part of it"
-        )
-    target = grid_size(height, width, factor, min_pixels, max_pixels)
-    if target == (height, width):
+        shown = f"an image of {width} x {height} pixels"
+        raise ImageError(f"{shown} is too narrow", path=shown, hint="cut it to the part that matters")
+    rows, columns = grid_size(height, width, factor, min_pixels, max_pixels)
+    if (rows, columns) == (height, width):
         return image
-    return image.resize((target[1], target[0]), Image.Resampling.BICUBIC)
+    return image.resize((columns, rows), Image.Resampling.BICUBIC)
 
 
 def grid_size(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """Height and width on the grid that `fit_to_grid` brings an image to."""
-    new_height, new_width = (max(factor, round(side / factor) * factor) for side in (height, width))
-    if new_height * new_width > max_pixels:
+    """Height and width, in pixels, of the image that `fit_to_grid` makes of one of this size."""
+    rows, columns = (max(factor, round(side / factor) * factor) for side in (height, width))
+    if rows * columns > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
-        return tuple(max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width))  # type: ignore[return-value]
-    if new_height * new_width < min_pixels:
+        rows, columns = (max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width))
+    elif rows * columns < min_pixels:
         grow = math.sqrt(min_pixels / (height * width))
-        return tuple(math.ceil(side * grow / factor) * factor for side in (height, width))  # type: ignore[return-value]
-    return new_height, new_width
+        rows, columns = (math.ceil(side * grow / factor) * factor for side in (height, width))
+    return rows, columns
 
 
-def patchify(
-    image: Image.Image, grid: ImageGrid, patch: int, merge: int, frames: int
-) -> tuple[NDArray[np.float32], tuple[int, int]]:
-    """Normalized patches (rows * columns, 3 * frames * patch * patch), grouped by merged token, and (rows, columns).
+def grid_limits(rule: ImageGrid) -> tuple[int, int, int]:
+    """`fit_to_grid`'s arguments for a model: its own rule, within what llama.cpp leaves as it is."""
+    token = rule.factor**2
+    least = max(rule.min_pixels, MIN_IMAGE_TOKENS * token)
+    return rule.factor, least, max(least, min(rule.max_pixels, MAX_IMAGE_TOKENS * token))
 
-    The layout of Qwen2-VL's processor; a still image stands in every one of `frames`.
+
+def patchify(image: Image.Image, family: Family) -> tuple[NDArray[np.float32], tuple[int, int]]:
+    """Normalized patches (rows * columns, 3 * frames * patch * patch) of a fitted image, and (rows, columns).
+
+    The layout of Qwen2-VL's processor: patches that become one token stand together, and a still image
+    stands in every frame.
     """
-    pixels = (np.asarray(image, dtype=np.float32) / np.float32(255) - np.float32(grid.mean)) / np.float32(grid.std)
+    if family.vision is None:
+        raise CheckpointError(f"{family.name} has no vision part", hint="calibrate it with texts only")
+    sizes, rule = family.vision, family.image_grid
+    patch, merge, frames = sizes["patch_size"], sizes["spatial_merge_size"], sizes["temporal_patch_size"]
+    mean, std = np.array(rule.mean, np.float32), np.array(rule.std, np.float32)
+    pixels = (np.asarray(image, dtype=np.float32) / np.float32(255) - mean) / std
     rows, columns = image.height // patch, image.width // patch
     tiles = pixels.reshape(rows // merge, merge, patch, columns // merge, merge, patch, 3)
     tiles = tiles.transpose(0, 3, 1, 4, 6, 2, 5)[:, :, :, :, :, None]

@@ -15,12 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luq_gguf.artifacts import MODALITIES, atomic_path
-from luq_gguf.errors import ArtifactError, GGUFError
+from luq_gguf.errors import ArtifactError, GGUFError, RequestError
 from luq_gguf.gguf_file import GGUFFile
 
 FLOOR = 1e-5
 """The least importance of a channel, relative to its row's mean: the IQ1 quantizers divide by it."""
 CHUNK_TOKENS = 512
+"""llama-imatrix's default; other tools show tokens in chunks of it."""
+SUMS_FORMAT = "luq-gguf sums 1"
+SUMS_FILE = Path("sums.safetensors")
+"""What messages call sums that are in memory."""
 SHARED = {"attn_k": "attn_q", "attn_v": "attn_q", "ffn_up": "ffn_gate"}
 """Weights that read the same input as another one."""
 
@@ -36,7 +40,7 @@ class Sums:
 
 @dataclass(frozen=True)
 class ImportanceMatrix:
-    """Mean squared input per weight and channel, float32 (channels,), from how many tokens, and what was floored."""
+    """Mean squared input per weight and channel, float32 (channels,); from how many tokens; how many were floored."""
 
     rows: Mapping[str, NDArray[np.float32]]
     tokens: int
@@ -60,16 +64,19 @@ def weights_of(name: str) -> list[str]:
 def mix_importance(sums: Sums, alpha: float) -> ImportanceMatrix:
     """alpha x mean over tokens of samples with an image + (1 - alpha) x mean over text-only tokens.
 
-    Where one kind is absent all comes from the other. Raises ArtifactError for NaN, infinity, negative sums, or a
-    weight without any token.
+    Where one kind is absent all comes from the other; every channel is floored at 1e-5 of its row's mean. Raises
+    ArtifactError for NaN, infinite or negative sums and for an input without any token, RequestError for
+    an alpha outside of 0 to 1.
     """
+    if not 0 <= alpha <= 1:
+        raise RequestError(f"alpha is {alpha:g}", hint="give a number from 0 to 1")
     rows: dict[str, NDArray[np.float32]] = {}
     floored = 0
     for name, squares in sums.squares.items():
         for modality, values in squares.items():
-            _require_sound(name, modality, values)
-        mean = _mixed(name, squares, sums.counts[name], alpha)
-        row, low = _floor(mean)
+            _require_sound(SUMS_FILE, f"{name} ({modality})", values)
+        row, low = _floor(_mixed(name, squares, sums.counts[name], alpha))
+        _require_sound(SUMS_FILE, name, row)
         floored += low
         rows |= dict.fromkeys(weights_of(name), row)
     tokens = max((sum(counts.values()) for counts in sums.counts.values()), default=0)
@@ -80,30 +87,30 @@ def _mixed(
     name: str, squares: Mapping[str, NDArray[np.float64]], counts: Mapping[str, int], alpha: float
 ) -> NDArray[np.float64]:
     seen, read = counts["image"] + counts["multimodal_text"], counts["text"]
-    multimodal = (squares["image"] + squares["multimodal_text"]) / max(seen, 1)
-    text = squares["text"] / max(read, 1)
     if not seen and not read:
         raise ArtifactError(
-            f"no token reached the input of {name}", path=Path("sums"), hint="analyze the model with more samples"
+            f"no token reached the input of {name}", path=SUMS_FILE, hint="analyze the model with more samples"
         )
+    multimodal = (squares["image"] + squares["multimodal_text"]) / max(seen, 1)
+    text = squares["text"] / max(read, 1)
     if not seen or not read:
         return multimodal if seen else text
     return alpha * multimodal + (1 - alpha) * text
 
 
-def _require_sound(name: str, where: str, values: NDArray[Any]) -> None:
+def _require_sound(path: Path, what: str, values: NDArray[Any]) -> None:
     if not np.isfinite(values).all() or (values < 0).any():
         raise ArtifactError(
-            f"the importance of {name} ({where}) holds NaN, infinite or negative values",
-            path=Path("sums"),
-            hint="analyze the model again, with --compute-type f32 if it was bf16",
+            f"the importance of {what} in {path} holds NaN, infinite or negative values",
+            path=path,
+            hint="analyze the model again",
         )
 
 
 def _floor(mean: NDArray[np.float64]) -> tuple[NDArray[np.float32], int]:
-    least = FLOOR * mean.mean() if mean.any() else 1.0
-    row = np.maximum(mean, least).astype(np.float32)
-    return row, int((mean < least).sum())
+    """The row with its floor, and how many channels lay below it; an input that is always zero counts evenly."""
+    least = max(FLOOR * float(mean.mean()), float(np.finfo(np.float32).tiny)) if mean.any() else 1.0
+    return np.maximum(mean, least).astype(np.float32), int((mean < least).sum())
 
 
 def check_coverage(matrix: ImportanceMatrix, weights: Iterable[str]) -> None:
@@ -127,32 +134,44 @@ def write_sums(path: Path, sums: Sums) -> None:
             tensors[f"{name}|{modality}"] = values
             tensors[f"{name}|{modality}|count"] = np.array([sums.counts[name][modality]], dtype=np.int64)
     with atomic_path(path) as partial:
-        save_file(tensors, partial, {"format": "luq-gguf sums 1", "dataset": sums.dataset})
+        save_file(tensors, partial, {"format": SUMS_FORMAT, "dataset": sums.dataset})
 
 
 def read_sums(path: Path) -> Sums:
-    """Read sums; raises ArtifactError where the file is missing, cut, or no sums."""
+    """Read sums; raises ArtifactError where the file is missing, cut, incomplete or of another kind."""
     from safetensors import SafetensorError, safe_open
 
-    squares: dict[str, dict[str, NDArray[np.float64]]] = {}
-    counts: dict[str, dict[str, int]] = {}
     try:
         with safe_open(path, framework="numpy") as handle:
             metadata = handle.metadata() or {}
-            if metadata.get("format") != "luq-gguf sums 1":
-                raise _broken_sums(path, f"its format is {metadata.get('format')!r}")
-            for key in handle.keys():  # noqa: SIM118 - not a mapping
-                name, modality, *count = key.split("|")
-                if count:
-                    counts.setdefault(name, {})[modality] = int(handle.get_tensor(key)[0])
-                else:
-                    squares.setdefault(name, {})[modality] = handle.get_tensor(key)
+            tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError, ValueError) as error:
         raise _broken_sums(path, str(error)) from error
-    for name in squares:
-        if set(squares[name]) != set(MODALITIES) or set(counts.get(name, ())) != set(MODALITIES):
-            raise _broken_sums(path, f"{name} is incomplete")
+    if metadata.get("format") != SUMS_FORMAT:
+        raise _broken_sums(path, f"its format is {metadata.get('format')!r}, not {SUMS_FORMAT!r}")
+    squares: dict[str, dict[str, NDArray[np.float64]]] = {}
+    counts: dict[str, dict[str, int]] = {}
+    for name in sorted({key.partition("|")[0] for key in tensors}, key=_natural):
+        squares[name] = {key: _take(path, tensors, f"{name}|{key}", np.float64) for key in MODALITIES}
+        found = {key: _take(path, tensors, f"{name}|{key}|count", np.int64) for key in MODALITIES}
+        counts[name] = {key: int(count[0]) for key, count in found.items()}
+        if len({row.size for row in squares[name].values()}) != 1 or min(counts[name].values()) < 0:
+            raise _broken_sums(path, f"the rows of {name} contradict each other")
+    if not squares:
+        raise _broken_sums(path, "it is empty")
     return Sums(squares, counts, metadata.get("dataset", ""))
+
+
+def _take(path: Path, tensors: Mapping[str, NDArray[Any]], key: str, kind: type[np.generic]) -> NDArray[Any]:
+    row = tensors.get(key)
+    if row is None or row.dtype != kind or row.ndim != 1 or not row.size:
+        raise _broken_sums(path, f"{key} is missing or has another form")
+    return row
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """blk.2 before blk.10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
 
 
 def _broken_sums(path: Path, why: str) -> ArtifactError:
@@ -160,17 +179,18 @@ def _broken_sums(path: Path, why: str) -> ArtifactError:
 
 
 def write_imatrix(path: Path, matrix: ImportanceMatrix) -> None:
-    """Write llama.cpp's GGUF form: per weight the sum of squares and the count; the count is 1, the sum the mean."""
+    """Write llama.cpp's GGUF form: per weight the sum of squared inputs and the number of tokens."""
+    tokens = max(1, matrix.tokens)
     with atomic_path(path) as partial:
         writer = gguf.GGUFWriter(partial, arch="")
-        writer.kv_data[0].clear()
+        writer.kv_data[0].clear()  # such files have no general.architecture
         writer.add_type("imatrix")
         writer.add_array("imatrix.datasets", [matrix.dataset])
-        writer.add_uint32("imatrix.chunk_count", max(1, matrix.tokens // CHUNK_TOKENS))
+        writer.add_uint32("imatrix.chunk_count", max(1, tokens // CHUNK_TOKENS))
         writer.add_uint32("imatrix.chunk_size", CHUNK_TOKENS)
         for name, row in matrix.rows.items():
-            writer.add_tensor(f"{name}.in_sum2", row.reshape(1, -1))
-            writer.add_tensor(f"{name}.counts", np.ones((1, 1), dtype=np.float32))
+            writer.add_tensor(f"{name}.in_sum2", (row.astype(np.float64) * tokens).astype(np.float32).reshape(1, -1))
+            writer.add_tensor(f"{name}.counts", np.full((1, 1), tokens, dtype=np.float32))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -178,20 +198,25 @@ def write_imatrix(path: Path, matrix: ImportanceMatrix) -> None:
 
 
 def read_imatrix(path: Path) -> ImportanceMatrix:
-    """Read llama.cpp's GGUF form; raises GGUFError or ArtifactError where it is none or not sound."""
+    """Read llama.cpp's GGUF form; raises GGUFError where it is none, ArtifactError where an entry is not sound."""
     file = GGUFFile.open(path)
     if file.metadata.get("general.type") != "imatrix":
         raise GGUFError(f"{path} is no importance matrix", path=path, hint="make one with `luq-gguf analyze`")
-    rows: dict[str, NDArray[np.float32]] = {}
-    for tensor in file.tensors:
-        if not tensor.endswith(".in_sum2"):
-            continue
-        name = tensor.removesuffix(".in_sum2")
-        if f"{name}.counts" not in file.tensors:
-            raise ArtifactError(f"{path} has no counts for {name}", path=path, hint="make it again")
-        sums, counts = file.read_float32(tensor), file.read_float32(f"{name}.counts")
-        rows[name] = (sums / np.maximum(counts.reshape(-1, 1), 1)).reshape(-1)
-        _require_sound(name, path.name, rows[name])
+    names = [name.removesuffix(".in_sum2") for name in file.tensors if name.endswith(".in_sum2")]
+    rows = {name: _read_row(file, name) for name in names}
     datasets = file.metadata.get("imatrix.datasets") or [""]
-    tokens = int(file.metadata.get("imatrix.chunk_count", 0)) * int(file.metadata.get("imatrix.chunk_size", 0))
+    tokens = max((int(file.read_float32(f"{name}.counts").max()) for name in names), default=0)
     return ImportanceMatrix(rows, tokens, str(datasets[0]))
+
+
+def _read_row(file: GGUFFile, name: str) -> NDArray[np.float32]:
+    """Mean squares of one weight; several matrices in it (experts) have a count each."""
+    if f"{name}.counts" not in file.tensors:
+        raise ArtifactError(f"{file.path} has sums but no counts of {name}", path=file.path, hint="make it again")
+    sums = file.read_float32(f"{name}.in_sum2")
+    counts = file.read_float32(f"{name}.counts").reshape(-1, 1)
+    _require_sound(file.path, name, sums)
+    _require_sound(file.path, f"{name} (counts)", counts)
+    if sums.size % counts.size or not counts.all():
+        raise ArtifactError(f"{file.path} has no count for every row of {name}", path=file.path, hint="make it again")
+    return (sums.reshape(counts.size, -1) / counts).astype(np.float32).reshape(-1)

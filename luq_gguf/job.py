@@ -84,18 +84,25 @@ def _require_one_of(what: str, value: str, known: tuple[str, ...]) -> None:
 
 @dataclass
 class Stopwatch:
-    """Seconds by stage, in the order in which stages ran."""
+    """Seconds by stage, in the order in which stages began; time of a stage within another counts once."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    _within: list[float] = field(default_factory=list)
 
     @contextlib.contextmanager
     def measure(self, stage: str) -> Iterator[None]:
-        """Add the time of the block to a stage."""
+        """Add the time of the block, less that of the stages measured within it, to a stage."""
+        self.seconds.setdefault(stage, 0.0)
         started = time.monotonic()
+        self._within.append(0.0)
         try:
             yield
         finally:
-            self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.monotonic() - started, 3)
+            taken = time.monotonic() - started
+            own = taken - self._within.pop()
+            self.seconds[stage] = round(self.seconds[stage] + own, 3)
+            if self._within:
+                self._within[-1] += taken
 
 
 @dataclass(frozen=True)
