@@ -6,6 +6,7 @@ log-probabilities at the held-out answers. Only one layer is in memory, and all 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,23 +18,28 @@ from numpy.typing import NDArray
 from luq_gguf.artifacts import MODALITIES, EntropyRow, LayerScores
 from luq_gguf.calibration import CalibrationSet
 from luq_gguf.checkpoint import Checkpoint
-from luq_gguf.entropy import CLUSTERS, choose_tokens, measure_entropy, order_stability, token_rank
+from luq_gguf.entropy import choose_tokens, entropy_warning, measure_entropy, order_stability, token_rank
 from luq_gguf.errors import CheckpointError
 from luq_gguf.families.base import Family
-from luq_gguf.imatrix import Sums
 from luq_gguf.images import patchify
+from luq_gguf.imatrix import Sums
 from luq_gguf.progress import Progress, silent
-from luq_gguf.prompts import TEXT, PromptMaker, TokenizedSample
-from luq_gguf.reference import TOP, Reference
+from luq_gguf.prompts import IMAGE, PromptMaker, TokenizedSample
+from luq_gguf.reference import Reference, score_answers
 
 if TYPE_CHECKING:
     import torch
 
 BATCH_TOKENS = 4096
-INPUTS = {"self_attn.q_proj": "attn_q", "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate",
-          "mlp.down_proj": "ffn_down"}  # fmt: skip
+INPUTS = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.down_proj": "ffn_down",
+}
 """The modules whose inputs are summed, and the weight under whose name `Sums` keeps them."""
-FAST_BF16 = ("avx512_bf16", "amx_bf16", "bf16")
+FAST_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
+"""What /proc/cpuinfo calls multiplication of bf16, on x86 and on ARM."""
 
 
 @dataclass(frozen=True)
@@ -46,42 +52,12 @@ class Analysis:
 
 
 def resolve_compute_type(name: str) -> str:
-    """ "auto" is bf16 where the CPU multiplies it in hardware, else f32."""
+    """The type to compute in; "auto" is bf16 where the CPU multiplies it in hardware, else f32."""
     if name != "auto":
         return name
     info = Path("/proc/cpuinfo")
-    flags = set(info.read_text().split()) if info.is_file() else set()
-    return "bf16" if flags & set(FAST_BF16) else "f32"
-
-
-@dataclass
-class Batch:
-    """Samples of similar length, padded on the right; `states` (batch, tokens, hidden) changes layer by layer."""
-
-    samples: list[TokenizedSample]
-    states: torch.Tensor
-    rotary: tuple[torch.Tensor, torch.Tensor]
-    modality: torch.Tensor
-    """(3, batch * tokens), 1 where a token of a calibration sample is of that modality."""
-
-
-@dataclass
-class Collector:
-    """Adds up what the hooks see."""
-
-    squares: dict[str, dict[str, NDArray[np.float64]]] = field(default_factory=dict)
-    counts: dict[str, dict[str, int]] = field(default_factory=dict)
-
-    def add(self, name: str, inputs: torch.Tensor, modality: torch.Tensor) -> None:
-        """Add the squares of inputs (batch, tokens, channels) to each modality's sum."""
-        rows = inputs.reshape(-1, inputs.shape[-1]).float()
-        sums = (modality @ rows.square_()).double().numpy()
-        tokens = modality.sum(1).tolist()
-        squares = self.squares.setdefault(name, {key: np.zeros(sums.shape[1]) for key in MODALITIES})
-        counts = self.counts.setdefault(name, dict.fromkeys(MODALITIES, 0))
-        for index, key in enumerate(MODALITIES):
-            squares[key] += sums[index]
-            counts[key] += round(tokens[index])
+    flags = set(info.read_text(encoding="utf-8").split()) if info.is_file() else set()
+    return "bf16" if flags & FAST_BF16 else "f32"
 
 
 def analyze(
@@ -94,16 +70,63 @@ def analyze(
     progress: Progress = silent,
     input_entropy: bool = False,
 ) -> Analysis:
-    """One pass over the decoder with all samples.
+    """One pass over the decoder with all samples; the order of the samples does not change the result.
 
-    Raises CheckpointError where activations are not finite, and whatever the checkpoint's tensors raise.
+    Held-out samples go into the reference only. Raises CheckpointError where activations are not finite, and
+    whatever the checkpoint's tensors raise.
     """
     import torch
 
     with torch.inference_mode():
-        return _Pass(checkpoint, family, calibration, resolve_compute_type(compute_type), seed, progress).run(
-            input_entropy
-        )
+        analysis = _Pass(checkpoint, family, calibration, resolve_compute_type(compute_type), seed, progress)
+        return analysis.run(input_entropy=input_entropy)
+
+
+@dataclass
+class Batch:
+    """Samples of similar length, padded on the right; `states` (batch, tokens, hidden) changes layer by layer.
+
+    `modality` (3, batch * tokens) is 1 where a token of a calibration sample is of that modality: all others,
+    padding too, are counted nowhere. No token sees what is to its right, so padding changes nothing.
+    """
+
+    samples: list[TokenizedSample]
+    states: torch.Tensor
+    rotary: tuple[torch.Tensor, torch.Tensor]
+    modality: torch.Tensor
+
+
+@dataclass
+class Collector:
+    """Adds up what the hooks see."""
+
+    squares: dict[str, dict[str, NDArray[np.float64]]] = field(default_factory=dict)
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def add(self, name: str, inputs: torch.Tensor, modality: torch.Tensor) -> None:
+        """Add the squares of inputs (batch, tokens, channels) to each modality's sum."""
+        rows = inputs.reshape(-1, inputs.shape[-1]).float()
+        sums = (modality @ rows.square()).double().numpy()
+        squares = self.squares.setdefault(name, {key: np.zeros(sums.shape[1]) for key in MODALITIES})
+        counts = self.counts.setdefault(name, dict.fromkeys(MODALITIES, 0))
+        for index, key in enumerate(MODALITIES):
+            squares[key] += sums[index]
+            counts[key] += int(modality[index].count_nonzero())
+
+
+@dataclass(frozen=True)
+class ChosenTokens:
+    """The tokens that go into an entropy: for each batch, where they lie in it and where among the vectors."""
+
+    count: int
+    places: tuple[tuple[torch.Tensor, NDArray[np.intp]], ...]
+
+    def take(self, states: Sequence[torch.Tensor]) -> NDArray[np.float32]:
+        """Their vectors (count, hidden), in an order that does not depend on the batches."""
+        vectors = np.empty((self.count, states[0].shape[-1]), dtype=np.float32)
+        for (inside, among), batch in zip(self.places, states, strict=True):
+            vectors[among] = batch.reshape(-1, batch.shape[-1])[inside].float().numpy()
+        return vectors
 
 
 class _Pass:
@@ -123,27 +146,27 @@ class _Pass:
         dtype = torch.bfloat16 if compute_type == "bf16" else torch.float32
         self.modules = family.modules().Modules(checkpoint, family, dtype)
         maker = PromptMaker(checkpoint, family, image_token=self.modules.image_token, end_token=self.modules.end_token)
-        self.counted, self.held_out = maker.all_of(calibration)
-        self.tokens = {key: sum(int((s.kinds == i).sum()) for s in self.counted) for i, key in enumerate(MODALITIES)}
+        self.counted, self.held_out = maker.all_of(calibration.samples), maker.all_of(calibration.held_out)
         self.collector = Collector()
         self.rows: dict[str, list[EntropyRow]] = {}
 
-    def run(self, input_entropy: bool) -> Analysis:
+    def run(self, *, input_entropy: bool) -> Analysis:
         batches = self._batches()
-        chosen = self._choose_tokens()
+        chosen = self._choose_tokens(batches)
         total = self.family.layers
         for index in range(total):
             self.progress("analyze", index, total)
-            module = self.modules.layer(index)
-            inputs = self._run_layer(index, module, batches, input_entropy)
-            self._measure("input", inputs, batches, chosen)
-            self._measure("output", [batch.states for batch in batches], batches, chosen)
+            inputs = self._run_layer(index, batches, keep_inputs=input_entropy)
+            if input_entropy:
+                self._measure("input", inputs, chosen)
+            self._measure("output", [batch.states for batch in batches], chosen)
         self.progress("analyze", total, total)
         reference = self._finish(batches)
         sums = Sums(self.collector.squares, self.collector.counts, self.calibration.name)
         return Analysis(self._scores(), sums, reference)
 
     def _batches(self) -> list[Batch]:
+        """All samples by length, so that little is padding; equal lengths by id, so that their order is their own."""
         samples = sorted([*self.counted, *self.held_out], key=lambda sample: (len(sample.ids), sample.id))
         features = self._image_features(samples)
         counted = {sample.id for sample in self.counted}
@@ -155,23 +178,22 @@ class _Pass:
         return [self._batch(group, features, counted) for group in groups]
 
     def _image_features(self, samples: Sequence[TokenizedSample]) -> dict[str, torch.Tensor]:
-        """Features by sample; equal pictures go through the tower once."""
-        vision, rule = self.family.vision, self.family.image_grid
-        shape = (vision["patch_size"], vision["spatial_merge_size"], vision["temporal_patch_size"]) if vision else ()
-        pictures = {
-            sample.image.tobytes() + repr(sample.grid).encode(): sample.image for sample in samples if sample.image
-        }
-        patched = [patchify(image, rule, *shape) for image in pictures.values()]
+        """Features by sample; equal pictures go through the vision tower once."""
+        import torch
+
+        keys = {s.id: hashlib.sha256(repr(s.grid).encode() + s.image.tobytes()).digest() for s in samples if s.image}
+        pictures = {keys[sample.id]: sample for sample in samples if sample.image}
+        if not pictures:
+            return {}
+        patched = [patchify(sample.image, self.family) for sample in pictures.values() if sample.image]
         features = {}
         found = self.modules.image_features([rows for rows, _ in patched], [grid for _, grid in patched])
         for done, (key, rows) in enumerate(zip(pictures, found, strict=True)):
+            if not torch.isfinite(rows).all():
+                raise self._not_finite(f"the vision tower's output for sample {pictures[key].id}")
             features[key] = rows
             self.progress("images", done + 1, len(pictures))
-        return {
-            sample.id: features[sample.image.tobytes() + repr(sample.grid).encode()]
-            for sample in samples
-            if sample.image
-        }
+        return {name: features[key] for name, key in keys.items()}
 
     def _batch(self, group: list[TokenizedSample], features: dict[str, torch.Tensor], counted: set[str]) -> Batch:
         import torch
@@ -183,8 +205,8 @@ class _Pass:
         for row, sample in enumerate(group):
             count = len(sample.ids)
             embedded = self.modules.embed(sample.ids)
-            is_image = sample.kinds == 0
-            if sample.grid is not None:
+            is_image = sample.kinds == IMAGE
+            if sample.id in features:
                 embedded[torch.from_numpy(is_image)] = features[sample.id]
             states[row, :count] = embedded
             places = self.family.modules().positions_of(is_image, sample.grid)
@@ -194,99 +216,92 @@ class _Pass:
         rotary = self.modules.rotary(positions)
         return Batch(group, states, rotary, modality.reshape(len(MODALITIES), -1))
 
-    def _choose_tokens(self) -> dict[str, list[tuple[str, int]]]:
-        """For multimodal and text-only tokens: (sample, position) of those that go into the entropy, by rank."""
+    def _choose_tokens(self, batches: list[Batch]) -> dict[str, ChosenTokens]:
+        """The tokens that go into the entropies, by a hash of sample and position: multimodal and text-only ones."""
         chosen = {}
-        for tokens, wants_text in (("multimodal", False), ("text", True)):
-            samples = [s for s in self.counted if bool(s.kinds[0] == TEXT) == wants_text]
-            if not samples:
-                continue
-            ranks = np.concatenate([token_rank(s.id, len(s.ids), self.seed) for s in samples])
-            owners = [(s.id, position) for s in samples for position in range(len(s.ids))]
-            chosen[tokens] = [owners[index] for index in choose_tokens(ranks)]
+        counted = {sample.id for sample in self.counted}
+        for tokens, multimodal in (("multimodal", True), ("text", False)):
+            found = [
+                (token_rank(sample.id, len(sample.ids), self.seed), number, row * batch.states.shape[1])
+                for number, batch in enumerate(batches)
+                for row, sample in enumerate(batch.samples)
+                if sample.id in counted and (sample.grid is not None) == multimodal
+            ]
+            if found:
+                chosen[tokens] = _locate(found, len(batches))
         return chosen
 
-    def _run_layer(
-        self, index: int, module: torch.nn.Module, batches: list[Batch], keep_inputs: bool
-    ) -> list[torch.Tensor]:
+    def _run_layer(self, index: int, batches: list[Batch], *, keep_inputs: bool) -> list[torch.Tensor]:
         """Send all batches through a layer; returns the input norm's outputs by batch when asked for."""
         import torch
 
+        module = self.modules.layer(index)
         inputs: list[torch.Tensor] = []
-        handles = []
+        if keep_inputs:
+            norm = module.get_submodule("input_layernorm")
+            norm.register_forward_hook(lambda _, __, output: inputs.append(output))
         for batch in batches:
-            for name, weight in INPUTS.items():
-                hook = self._hook(f"blk.{index}.{weight}.weight", batch.modality)
-                handles.append(module.get_submodule(name).register_forward_pre_hook(hook))
-            if keep_inputs:
-                handles.append(
-                    module.input_layernorm.register_forward_hook(lambda _, __, output: inputs.append(output))
-                )
+            handles = [
+                module.get_submodule(name).register_forward_pre_hook(self._hook(index, weight, batch.modality))
+                for name, weight in INPUTS.items()
+            ]
             batch.states = module(batch.states, position_embeddings=batch.rotary, attention_mask=None)
             for handle in handles:
                 handle.remove()
-            handles.clear()
             if not torch.isfinite(batch.states).all():
-                raise CheckpointError(
-                    f"the activations after layer {index} are not finite",
-                    hint="try --compute-type f32; if that does not help, the checkpoint is damaged",
-                )
+                raise self._not_finite(f"the output of layer {index}")
         return inputs
 
-    def _hook(self, name: str, modality: torch.Tensor) -> Callable[..., None]:
+    def _hook(self, index: int, weight: str, modality: torch.Tensor) -> Callable[..., None]:
         def hook(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            self.collector.add(name, inputs[0], modality)
+            self.collector.add(f"blk.{index}.{weight}.weight", inputs[0], modality)
 
         return hook
 
-    def _measure(
-        self, site: str, states: Sequence[torch.Tensor], batches: list[Batch], chosen: dict[str, list[tuple[str, int]]]
-    ) -> None:
-        """Add a row for each kind of tokens to the entropies of a site; nothing where it was not kept."""
-        if not states:
-            return
-        places = {
-            sample.id: state[row]
-            for batch, state in zip(batches, states, strict=True)
-            for row, sample in enumerate(batch.samples)
-        }
-        for tokens, owners in chosen.items():
-            vectors = np.stack([places[sample][position].float().numpy() for sample, position in owners])
-            self.rows.setdefault(f"{site}_{tokens}", []).append(measure_entropy(vectors))
+    def _not_finite(self, what: str) -> CheckpointError:
+        hint = "the checkpoint is damaged" if self.compute_type == "f32" else "try --compute-type f32"
+        return CheckpointError(f"{what} is not finite, computed in {self.compute_type}", hint=hint)
+
+    def _measure(self, site: str, states: Sequence[torch.Tensor], chosen: dict[str, ChosenTokens]) -> None:
+        """Add a row for each kind of tokens to the entropies of a site."""
+        for tokens, places in chosen.items():
+            self.rows.setdefault(f"{site}_{tokens}", []).append(measure_entropy(places.take(states)))
 
     def _finish(self, batches: list[Batch]) -> Reference:
         """Final norm, the sums of the output matrix' input, and the reference."""
         norm = self.modules.norm()
-        held_out = {sample.id for sample in self.held_out}
-        rows: dict[str, torch.Tensor] = {}
+        held_out = {sample.id for sample in self.held_out if sample.answer_tokens}
+        found: dict[str, torch.Tensor] = {}
         for batch in batches:
             normed = norm(batch.states)
             if not self.family.tied_embeddings:
                 self.collector.add("output.weight", normed, batch.modality)
             for row, sample in enumerate(batch.samples):
                 if sample.id in held_out:
-                    end = len(sample.ids)
-                    rows[sample.id] = normed[row, end - sample.answer_tokens - 1 : end - 1].float()
-        return self._reference(rows)
+                    end = len(sample.ids) - 1  # the state before a token predicts it
+                    found[sample.id] = normed[row, end - sample.answer_tokens : end].float()
+        return self._reference([sample for sample in self.held_out if sample.id in held_out], found)
 
-    def _reference(self, rows: dict[str, torch.Tensor]) -> Reference:
+    def _reference(self, samples: list[TokenizedSample], found: dict[str, torch.Tensor]) -> Reference:
         import torch
 
-        samples = [sample for sample in self.held_out if sample.id in rows]
-        starts = np.cumsum([0, *(sample.answer_tokens for sample in samples)])
+        hidden = torch.cat([torch.empty(0, self.family.hidden_size), *(found[sample.id] for sample in samples)])
+        top, log_probabilities, rest = score_answers(hidden, self.modules.head())
         answers = [sample.ids[len(sample.ids) - sample.answer_tokens :] for sample in samples]
-        hidden = torch.cat([rows[s.id] for s in samples]) if samples else torch.zeros(0, self.family.hidden_size)
-        logits = torch.cat([hidden @ part.T for part in self.modules.head()], dim=1)
-        best = torch.log_softmax(logits.double(), dim=1).topk(min(TOP, logits.shape[1]), dim=1)
-        context = {"calibration": self.calibration.name, "calibration_digest": self.calibration.digest,
-                   "seed": self.seed, "checkpoint": self.digest}  # fmt: skip
         return Reference(
-            tuple(sample.id for sample in samples),
-            starts.astype(np.int64),
-            np.concatenate(answers).astype(np.int32) if answers else np.zeros(0, np.int32),
-            best.indices.numpy().astype(np.int32),
-            best.values.numpy().astype(np.float32),
-            context,
+            samples=tuple(sample.id for sample in samples),
+            starts=np.cumsum([0, *(sample.answer_tokens for sample in samples)], dtype=np.int64),
+            answers=np.concatenate([np.zeros(0), *answers]).astype(np.int32),
+            top=top,
+            log_probabilities=log_probabilities,
+            rest=rest,
+            context={
+                "checkpoint": self.digest,
+                "calibration": self.calibration.name,
+                "calibration_digest": self.calibration.digest,
+                "compute_type": self.compute_type,
+                "seed": self.seed,
+            },
         )
 
     def _scores(self) -> LayerScores:
@@ -296,21 +311,31 @@ class _Pass:
             layers=self.family.layers,
             entropy=rows,
             stability={key: order_stability(values) for key, values in rows.items()},
-            tokens=self.tokens,
-            samples=len(self.counted),
-            held_out=len(self.held_out),
+            tokens={key: sum(int((s.kinds == i).sum()) for s in self.counted) for i, key in enumerate(MODALITIES)},
+            samples=len(self.calibration.samples),
+            held_out=len(self.calibration.held_out),
             compute_type=self.compute_type,
             seed=self.seed,
             warnings=tuple(_warnings(rows, self.calibration)),
         )
 
 
+def _locate(found: list[tuple[NDArray[np.uint64], int, int]], batches: int) -> ChosenTokens:
+    """Pick tokens by rank; `found` has each sample's ranks, the number of its batch, and where it begins there."""
+    import torch
+
+    ranks = np.concatenate([rank for rank, _, _ in found])
+    owner = np.concatenate([np.full(len(rank), number) for rank, number, _ in found])
+    inside = np.concatenate([start + np.arange(len(rank)) for rank, _, start in found])
+    picked = choose_tokens(ranks)
+    among = [np.flatnonzero(owner[picked] == number) for number in range(batches)]
+    places = tuple((torch.from_numpy(inside[picked][rows]), rows) for rows in among)
+    return ChosenTokens(len(picked), places)
+
+
 def _warnings(rows: dict[str, tuple[EntropyRow, ...]], calibration: CalibrationSet) -> Iterator[str]:
     for key, values in rows.items():
-        if values[0].clusters < CLUSTERS:
-            yield (
-                f"warning: {key.replace('_', ', ')}: only {values[0].vectors} tokens, so {values[0].clusters} clusters "
-                f"instead of {CLUSTERS}; calibrate with more samples"
-            )
+        if (warning := entropy_warning(key, values[0])) is not None:
+            yield warning
     if calibration.skipped:
-        yield f"warning: {calibration.skipped} rows of {calibration.name} could not be used and were left out"
+        yield f"{calibration.skipped} rows of {calibration.name} could not be used and were left out"

@@ -5,6 +5,7 @@ Takes a checkpoint's tokenizer and template (run in a sandbox) and a family's im
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luq_gguf.artifacts import MODALITIES
-from luq_gguf.calibration import CalibrationSet, Sample, messages_of
+from luq_gguf.calibration import Sample, messages_of
 from luq_gguf.chat import render_chat
 from luq_gguf.checkpoint import Checkpoint
 from luq_gguf.errors import CalibrationError, CheckpointError
 from luq_gguf.families.base import Family
-from luq_gguf.images import fit_to_grid
+from luq_gguf.images import fit_to_grid, grid_limits
 
 if TYPE_CHECKING:
     from PIL import Image
     from tokenizers import Tokenizer
 
-MAX_IMAGE_TOKENS = 1280
+MAX_TOKENS = 4096
+"""No sample is longer: attention's time grows with the square."""
 IMAGE, MULTIMODAL_TEXT, TEXT = range(len(MODALITIES))
 
 
@@ -53,26 +55,31 @@ class PromptMaker:
         self.image_id = self.tokenizer.token_to_id(image_token)
         if self.image_id is None:
             raise CheckpointError(f"the tokenizer has no {image_token}", hint="download the original tokenizer files")
-        self.rule = family.image_grid
+        self.longest = min(MAX_TOKENS, family.hparams["max_position_embeddings"])
 
-    def tokenize(self, sample: Sample) -> TokenizedSample:
-        """The sample's tokens; raises CalibrationError where it has none or smuggles image tokens in."""
+    def tokenize(self, sample: Sample) -> list[TokenizedSample]:
+        """The sample's tokens; a long plain text becomes several samples.
+
+        Raises CalibrationError where there are no tokens, too many, or image tokens in a text.
+        """
         if sample.text is not None:
             ids = self._encode(sample.text)
-            return self._finish(sample, ids, None, None, 0)
+            pieces = [ids[start : start + self.longest] for start in range(0, max(len(ids), 1), self.longest)]
+            names = [sample.id, *(f"{sample.id}/{number}" for number in range(1, len(pieces)))]
+            return [self._finish(name, piece, None, None, 0) for name, piece in zip(names, pieces, strict=True)]
         prompt = render_chat(self.template, messages_of(sample))
         fitted, grid = None, None
         if sample.image is not None:
-            most = min(self.rule.max_pixels, MAX_IMAGE_TOKENS * self.rule.factor**2)
-            fitted = fit_to_grid(sample.image, self.rule.factor, self.rule.min_pixels, most)
-            grid = (fitted.height // self.rule.factor, fitted.width // self.rule.factor)
+            fitted = fit_to_grid(sample.image, *grid_limits(self.family.image_grid))
+            factor = self.family.image_factor
+            grid = (fitted.height // factor, fitted.width // factor)
             prompt = prompt.replace(self.image_token, self.image_token * (grid[0] * grid[1]), 1)
         answer = [] if sample.answer is None else self._encode(sample.answer + self.end_token)
-        return self._finish(sample, self._encode(prompt) + answer, fitted, grid, len(answer))
+        return [self._finish(sample.id, self._encode(prompt) + answer, fitted, grid, len(answer))]
 
     def _finish(
         self,
-        sample: Sample,
+        name: str,
         ids: list[int],
         image: Image.Image | None,
         grid: tuple[int, int] | None,
@@ -82,19 +89,24 @@ class PromptMaker:
         is_image = tokens == self.image_id
         if not ids or int(is_image.sum()) != (grid[0] * grid[1] if grid else 0):
             raise CalibrationError(
-                f"sample {sample.id} has {int(is_image.sum())} image tokens in {len(ids)}",
-                hint=f"leave the text {self.image_token} out of questions, and empty texts out of the set",
+                f"sample {name} has {int(is_image.sum())} image tokens in {len(ids)} tokens",
+                hint=f"leave {self.image_token} out of texts, and texts without content out of the set",
+            )
+        if len(ids) > self.longest:
+            raise CalibrationError(
+                f"sample {name} has {len(ids)} tokens, at most {self.longest} can be used",
+                hint="shorten its question or answer",
             )
         kinds = np.where(is_image, IMAGE, MULTIMODAL_TEXT if grid else TEXT).astype(np.uint8)
-        return TokenizedSample(sample.id, tokens, kinds, image, grid, answer_tokens)
+        return TokenizedSample(name, tokens, kinds, image, grid, answer_tokens)
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
-    def all_of(self, calibration: CalibrationSet) -> tuple[list[TokenizedSample], list[TokenizedSample]]:
-        """Calibration samples and held-out samples, tokenized."""
-        return [self.tokenize(s) for s in calibration.samples], [self.tokenize(s) for s in calibration.held_out]
+    def all_of(self, samples: Iterable[Sample]) -> list[TokenizedSample]:
+        """All samples, tokenized."""
+        return [piece for sample in samples for piece in self.tokenize(sample)]
 
 
 def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:

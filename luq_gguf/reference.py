@@ -6,9 +6,10 @@ Kept with the analysis, so that a quantized file can be judged without a 16-bit 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +17,14 @@ from numpy.typing import NDArray
 from luq_gguf.artifacts import atomic_path
 from luq_gguf.errors import ArtifactError
 
+if TYPE_CHECKING:
+    import torch
+
 FORMAT = "luq-gguf reference 1"
 TOP = 64
+PLACES = 1024
+"""Answer tokens whose logits are in memory at once."""
+ARRAYS = ("starts", "answers", "top", "log_probabilities", "rest")
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,8 @@ class Reference:
 
     `samples` are ids, `starts` (samples + 1,) where each one's tokens begin; `answers` (tokens,) the tokens
     of the answers; `top` (tokens, k) and `log_probabilities` (tokens, k) what the model says in each place,
-    best first; `context` names what the prompts can be made again from.
+    best first, and `rest` (tokens,) the probability of all other tokens; `context` names what the prompts can be
+    made again from.
     """
 
     samples: tuple[str, ...]
@@ -34,7 +42,36 @@ class Reference:
     answers: NDArray[np.int32]
     top: NDArray[np.int32]
     log_probabilities: NDArray[np.float32]
+    rest: NDArray[np.float32]
     context: dict[str, Any]
+
+
+def score_answers(
+    hidden: torch.Tensor, head: Iterable[torch.Tensor], top: int = TOP
+) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]:
+    """The best `top` tokens at each place, their log-probabilities, and the probability of the rest.
+
+    `hidden` (places, width) is float32; `head` gives the output matrix (vocabulary, width) some rows at a time, so
+    that no more logits than of these rows are in memory.
+    """
+    import torch
+
+    places = len(hidden)
+    total = torch.full((places,), -torch.inf, dtype=torch.float64)
+    best = torch.full((places, top), -torch.inf, dtype=torch.float64)
+    ids = torch.zeros((places, top), dtype=torch.long)
+    start = 0
+    for rows in head:
+        for part in (slice(first, first + PLACES) for first in range(0, places, PLACES)):
+            logits = (hidden[part] @ rows.T).double()
+            total[part] = torch.logaddexp(total[part], logits.logsumexp(dim=1))
+            values, indices = logits.topk(min(top, len(rows)), dim=1)
+            best[part], order = torch.cat([best[part], values], dim=1).topk(top, dim=1)
+            ids[part] = torch.cat([ids[part], indices + start], dim=1).gather(1, order)
+        start += len(rows)
+    log_probabilities = (best - total[:, None])[:, :start]
+    rest = (1 - log_probabilities.exp().sum(dim=1)).clamp(min=0)
+    return ids[:, :start].int().numpy(), log_probabilities.float().numpy(), rest.float().numpy()
 
 
 def write_reference(path: Path, reference: Reference) -> None:
@@ -42,29 +79,42 @@ def write_reference(path: Path, reference: Reference) -> None:
     from safetensors.numpy import save_file
 
     metadata = {"format": FORMAT, "samples": json.dumps(reference.samples), "context": json.dumps(reference.context)}
-    names = ("starts", "answers", "top", "log_probabilities")
-    tensors = {name: np.ascontiguousarray(getattr(reference, name)) for name in names}
+    tensors = {name: np.ascontiguousarray(getattr(reference, name)) for name in ARRAYS}
     with atomic_path(path) as partial:
         save_file(tensors, partial, metadata)
 
 
 def read_reference(path: Path) -> Reference:
-    """Read it; raises ArtifactError where it is missing, cut or of another kind."""
+    """Read it; raises ArtifactError where it is missing, cut, of another kind, or contradicts itself."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="numpy") as handle:
             metadata = handle.metadata() or {}
-            tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 - not a mapping
-        if metadata.get("format") != FORMAT:
-            raise ArtifactError(f"{path} is no reference of this version", path=path, hint="analyze the model again")
+            if metadata.get("format") != FORMAT:
+                raise _broken(path, f"its format is {metadata.get('format')!r}, not {FORMAT!r}")
+            tensors = {name: handle.get_tensor(name) for name in ARRAYS}
         samples, context = tuple(json.loads(metadata["samples"])), json.loads(metadata["context"])
-        reference = Reference(samples, context=context, **tensors)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"cannot read {path}: {error}", path=path, hint="analyze the model again") from error
-    rows = len(reference.answers)
-    if len(reference.starts) != len(samples) + 1 or reference.top.shape != reference.log_probabilities.shape:
-        raise ArtifactError(f"{path} contradicts itself", path=path, hint="analyze the model again")
-    if len(reference.top) != rows or reference.starts[-1] != rows:
-        raise ArtifactError(f"{path} contradicts itself", path=path, hint="analyze the model again")
+        raise _broken(path, str(error)) from error
+    reference = Reference(samples, context=context, **tensors)
+    if not _is_sound(reference):
+        raise _broken(path, "it contradicts itself")
     return reference
+
+
+def _is_sound(reference: Reference) -> bool:
+    places = len(reference.answers)
+    starts, top, values = reference.starts, reference.top, reference.log_probabilities
+    shapes = len(starts) == len(reference.samples) + 1 and top.shape == values.shape and top.ndim == 2
+    lengths = shapes and len(top) == places == len(reference.rest) and starts[0] == 0 and starts[-1] == places
+    return bool(
+        lengths
+        and (np.diff(starts) >= 0).all()
+        and all(np.isfinite(array).all() for array in (values, reference.rest))
+        and min(reference.answers.min(initial=0), top.min(initial=0)) >= 0
+    )
+
+
+def _broken(path: Path, why: str) -> ArtifactError:
+    return ArtifactError(f"cannot read {path} as a reference: {why}", path=path, hint="analyze the model again")

@@ -6,7 +6,7 @@ one layer, or the vision tower, at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     Qwen2_5_VLDecoderLayer,
     Qwen2_5_VLRMSNorm,
     Qwen2_5_VLRotaryEmbedding,
+    Qwen2_5_VLVisionRotaryEmbedding,
 )
 
 from luq_gguf.checkpoint import Checkpoint, require_finite
@@ -40,16 +41,13 @@ class Modules:
         self.family = family
         self.dtype = dtype
         try:
-            self.config = Qwen2_5_VLConfig(**checkpoint.config)
+            self.config = Qwen2_5_VLConfig(**checkpoint.config, attn_implementation="sdpa")
         except Exception as error:
             raise CheckpointError(
-                f"transformers cannot use {checkpoint.folder / 'config.json'}: {error}",
+                f"transformers cannot use {checkpoint.folder / 'config.json'}: {' '.join(str(error).split())}",
                 hint="download the checkpoint's original config.json",
             ) from error
-        self.config._attn_implementation = "sdpa"  # noqa: SLF001 - what from_pretrained would set
         self.text, self.vision = self.config.text_config, self.config.vision_config
-        for part in (self.text, self.vision):
-            part._attn_implementation = "sdpa"  # noqa: SLF001
 
     def tensor(self, source: str) -> torch.Tensor:
         """A tensor of the checkpoint in the compute type; raises TensorError where it is not finite."""
@@ -67,10 +65,12 @@ class Modules:
         module.requires_grad_(False).eval()
 
     def image_features(
-        self, patches: Sequence[NDArray[np.float32]], grids: Sequence[tuple[int, int]]
+        self, patches: Iterable[NDArray[np.float32]], grids: Iterable[tuple[int, int]]
     ) -> Iterator[torch.Tensor]:
         """Features (tokens, hidden) of each image, from its patches and its (rows, columns) of patches."""
-        tower = Qwen2_5_VisionTransformerPretrainedModel(self.vision).to(self.dtype)
+        with torch.device("meta"):
+            tower = Qwen2_5_VisionTransformerPretrainedModel(self.vision)
+        tower.rotary_pos_emb = Qwen2_5_VLVisionRotaryEmbedding(self.vision)  # its frequencies are in no checkpoint
         self._load(tower, "visual.")
         for rows, (height, width) in zip(patches, grids, strict=True):
             grid = torch.tensor([[1, height, width]])
@@ -79,7 +79,7 @@ class Modules:
     def layer(self, index: int) -> torch.nn.Module:
         """One decoder layer with its weights."""
         with torch.device("meta"):
-            module = Qwen2_5_VLDecoderLayer(self.text, index)
+            module: torch.nn.Module = Qwen2_5_VLDecoderLayer(self.text, index)
         self._load(module, f"model.layers.{index}.")
         return module
 
@@ -91,12 +91,12 @@ class Modules:
 
     def rotary(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosine and sine for M-RoPE positions (3, batch, tokens)."""
-        rotary = Qwen2_5_VLRotaryEmbedding(self.text)
-        return rotary(torch.empty(0, dtype=self.dtype), positions)
+        cosine, sine = Qwen2_5_VLRotaryEmbedding(self.text)(torch.empty(0, dtype=self.dtype), positions)
+        return cosine, sine
 
     def norm(self) -> torch.nn.Module:
         """The norm after the last layer."""
-        module = Qwen2_5_VLRMSNorm(self.text.hidden_size, eps=self.text.rms_norm_eps)
+        module: torch.nn.Module = Qwen2_5_VLRMSNorm(self.text.hidden_size, eps=self.text.rms_norm_eps)
         self._load(module, "model.norm.")
         return module
 
