@@ -55,13 +55,18 @@ def format_scores(scores: LayerScores, order: str) -> str:
     table = make_table(f"entropy of each layer's {site} in bits, ± over seeds", ("layer", "image+text", "text only"))
     for layer in range(scores.layers):
         table.add_row(str(layer), _entropy_cell(multimodal, layer), _entropy_cell(text, layer))
-    lines = [
-        f"order between two seeds, Kendall's tau: {name.replace('_', ', ')} {value:.2f}"
-        for name, value in scores.stability.items()
-    ]
+    return render(table, "", *_score_lines(scores))
+
+
+def _score_lines(scores: LayerScores) -> list[str]:
+    """How stable the order is, what it was measured on, and what to mind."""
+    taus = ", ".join(f"{value:.2f} ({name.replace('_', ', ')})" for name, value in scores.stability.items())
     tokens = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in scores.tokens.items())
-    lines.append(f"{scores.samples} samples ({tokens} tokens), {scores.held_out} held out")
-    return render(table, "", *lines, *scores.warnings)
+    return [
+        f"agreement of the layers' order between two seeds, Kendall's tau: {taus}",
+        f"{scores.samples} samples ({tokens} tokens), {scores.held_out} held out, computed in {scores.compute_type}",
+        *scores.warnings,
+    ]
 
 
 def format_plan(plan: Plan, folder: Path) -> str:
@@ -76,10 +81,14 @@ def format_plan(plan: Plan, folder: Path) -> str:
 def _plan_lines(plan: Plan) -> list[str]:
     share = 100 * (plan.size_bytes / plan.high_size_bytes - 1)
     lines = [
-        f"{len(plan.low_layers)} of {plan.layers} layers {plan.low_type}: {format_bytes(plan.size_bytes)} "
-        f"({plan.size_bytes:,} bytes), {plan.bits_per_weight:.2f} bits per weight",
-        f"{plan.high_type} alone: {format_bytes(plan.high_size_bytes)} ({share:+.1f} %), "
-        f"16 bits: {format_bytes(plan.f16_size_bytes)}",
+        (
+            f"{len(plan.low_layers)} of {plan.layers} layers {plan.low_type}: {format_bytes(plan.size_bytes)} "
+            f"({plan.size_bytes:,} bytes), {plan.bits_per_weight:.2f} bits per weight"
+        ),
+        (
+            f"{plan.high_type} alone: {format_bytes(plan.high_size_bytes)} ({share:+.1f} %), "
+            f"16 bits: {format_bytes(plan.f16_size_bytes)}"
+        ),
     ]
     lines += [f"fallback: {name} is {kind}" for name, kind in plan.fallbacks.items()]
     return lines + list(plan.notes)
@@ -112,4 +121,4 @@ def format_conversion(result: Conversion) -> str:
     stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in result.seconds.items())
     lines = [*_plan_lines(plan), f"time: {stages}" if stages else "nothing to do: these files are of the same request"]
     lines += [f"wrote {path}" for path in result.files()]
-    return render(table, "", *lines, *scores.warnings)
+    return render(table, "", *_score_lines(scores), *lines)

@@ -30,7 +30,7 @@ def run_demo(out: Path, threads: int, progress: Progress) -> str:
     pictures = draw_pictures(out / "images")
     answers = [answer_all(file, result.mmproj, pictures, threads, progress) for file in (full, result.model)]
     samples = measure_files([full, result.model], prompt=128, generate=32, threads=threads or None, repeat=3)
-    first = pictures[0][0]
+    path, _, questions = pictures[0]
     lines = (
         format_conversion(result),
         "",
@@ -38,7 +38,7 @@ def run_demo(out: Path, threads: int, progress: Progress) -> str:
         "",
         speed_table(samples, [full, result.model, result.mmproj]),
         "",
-        f'ask it yourself: luq-gguf ask {result.model} --mmproj {result.mmproj} --image {first} "Where is the star?"',
+        f'ask it yourself: luq-gguf ask {result.model} --mmproj {result.mmproj} --image {path} "{questions[-2].text}"',
     )
     return render(*lines)
 
