@@ -102,7 +102,7 @@ def fit_to_grid(image: Image.Image, factor: int, min_pixels: int, max_pixels: in
 
 def grid_size(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
     """Height and width, in pixels, of the image that `fit_to_grid` makes of one of this size."""
-    rows, columns = (max(factor, round(side / factor) * factor) for side in (height, width))
+    rows, columns = (round(side / factor) * factor for side in (height, width))
     if rows * columns > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
         rows, columns = (max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width))

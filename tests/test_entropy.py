@@ -125,7 +125,9 @@ def test_threads_do_not_matter():
 def test_ranks_depend_on_sample_position_and_seed_only():
     ranks = token_rank("a", 50)
     assert (token_rank("a", 20) == ranks[:20]).all()
-    assert len(set(ranks.tolist()) | set(token_rank("b", 50).tolist()) | set(token_rank("a", 50, seed=1).tolist())) == 150
+    assert (
+        len(set(ranks.tolist()) | set(token_rank("b", 50).tolist()) | set(token_rank("a", 50, seed=1).tolist())) == 150
+    )
 
 
 def test_the_order_of_samples_does_not_change_the_choice():
