@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from luq_gguf.artifacts import MODALITIES, atomic_path
 from luq_gguf.errors import ArtifactError, GGUFError, RequestError
 from luq_gguf.gguf_file import GGUFFile
+from luq_gguf.importance import COUNTS, HINT, SUMS, dataset_of, read_mean, require_sound, weights_in
 
 FLOOR = 1e-5
 """The least importance of a channel, relative to its row's mean: the IQ1 quantizers divide by it."""
@@ -74,9 +75,9 @@ def mix_importance(sums: Sums, alpha: float) -> ImportanceMatrix:
     floored = 0
     for name, squares in sums.squares.items():
         for modality, values in squares.items():
-            _require_sound(SUMS_FILE, f"{name} ({modality})", values)
+            require_sound(SUMS_FILE, f"{name} ({modality})", values)
         row, low = _floor(_mixed(name, squares, sums.counts[name], alpha))
-        _require_sound(SUMS_FILE, name, row)
+        require_sound(SUMS_FILE, name, row)
         floored += low
         rows |= dict.fromkeys(weights_of(name), row)
     tokens = max((sum(counts.values()) for counts in sums.counts.values()), default=0)
@@ -98,19 +99,12 @@ def _mixed(
     return alpha * multimodal + (1 - alpha) * text
 
 
-def _require_sound(path: Path, what: str, values: NDArray[Any]) -> None:
-    if not np.isfinite(values).all() or (values < 0).any():
-        raise ArtifactError(
-            f"the importance of {what} in {path} holds NaN, infinite or negative values",
-            path=path,
-            hint="analyze the model again",
-        )
-
-
 def _floor(mean: NDArray[np.float64]) -> tuple[NDArray[np.float32], int]:
     """The row with its floor, and how many channels lay below it; an input that is always zero counts evenly."""
     least = max(FLOOR * float(mean.mean()), float(np.finfo(np.float32).tiny)) if mean.any() else 1.0
-    return np.maximum(mean, least).astype(np.float32), int((mean < least).sum())
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+        row = np.maximum(mean, least).astype(np.float32)
+    return row, int((mean < least).sum())
 
 
 def check_coverage(matrix: ImportanceMatrix, weights: Iterable[str]) -> None:
@@ -189,8 +183,8 @@ def write_imatrix(path: Path, matrix: ImportanceMatrix) -> None:
         writer.add_uint32("imatrix.chunk_count", max(1, tokens // CHUNK_TOKENS))
         writer.add_uint32("imatrix.chunk_size", CHUNK_TOKENS)
         for name, row in matrix.rows.items():
-            writer.add_tensor(f"{name}.in_sum2", (row.astype(np.float64) * tokens).astype(np.float32).reshape(1, -1))
-            writer.add_tensor(f"{name}.counts", np.full((1, 1), tokens, dtype=np.float32))
+            writer.add_tensor(f"{name}{SUMS}", (row.astype(np.float64) * tokens).astype(np.float32).reshape(1, -1))
+            writer.add_tensor(f"{name}{COUNTS}", np.full((1, 1), tokens, dtype=np.float32))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -202,21 +196,9 @@ def read_imatrix(path: Path) -> ImportanceMatrix:
     file = GGUFFile.open(path)
     if file.metadata.get("general.type") != "imatrix":
         raise GGUFError(f"{path} is no importance matrix", path=path, hint="make one with `luq-gguf analyze`")
-    names = [name.removesuffix(".in_sum2") for name in file.tensors if name.endswith(".in_sum2")]
-    rows = {name: _read_row(file, name) for name in names}
-    datasets = file.metadata.get("imatrix.datasets") or [""]
-    tokens = max((int(file.read_float32(f"{name}.counts").max()) for name in names), default=0)
-    return ImportanceMatrix(rows, tokens, str(datasets[0]))
-
-
-def _read_row(file: GGUFFile, name: str) -> NDArray[np.float32]:
-    """Mean squares of one weight; several matrices in it (experts) have a count each."""
-    if f"{name}.counts" not in file.tensors:
-        raise ArtifactError(f"{file.path} has sums but no counts of {name}", path=file.path, hint="make it again")
-    sums = file.read_float32(f"{name}.in_sum2")
-    counts = file.read_float32(f"{name}.counts").reshape(-1, 1)
-    _require_sound(file.path, name, sums)
-    _require_sound(file.path, f"{name} (counts)", counts)
-    if sums.size % counts.size or not counts.all():
-        raise ArtifactError(f"{file.path} has no count for every row of {name}", path=file.path, hint="make it again")
-    return (sums.reshape(counts.size, -1) / counts).astype(np.float32).reshape(-1)
+    rows = {name: read_mean(file, name) for name in weights_in(file)}
+    counts = {name: file.read_float32(f"{name}{COUNTS}") for name in rows}
+    for name, count in counts.items():
+        if not count.all():
+            raise ArtifactError(f"{path} has no count of {name}: no token reached it", path=path, hint=HINT)
+    return ImportanceMatrix(rows, max((int(count.max()) for count in counts.values()), default=0), dataset_of(file))
