@@ -31,9 +31,9 @@ def render_chat(template: str, messages: Sequence[Mapping[str, Any]], *, answer_
     environment.globals["strftime_now"] = lambda form: datetime.now().astimezone().strftime(form)
     try:
         return environment.from_string(template).render(messages=messages, add_generation_prompt=answer_next)
-    except (TemplateError, TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+    except Exception as error:  # a template may fail in any way that Python knows
         raise CheckpointError(
-            f"the model's chat template fails: {error}", hint="take the model's own template"
+            f"the model's chat template fails: {' '.join(str(error).split())}", hint="take the model's own template"
         ) from error
 
 

@@ -116,9 +116,12 @@ def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     if path is None:
         raise CheckpointError(f"{checkpoint.folder} has no tokenizer.json", hint="download the tokenizer's files too")
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:
         raise CheckpointError(f"cannot read {path}: {error}", hint="download it again") from error
+    tokenizer.no_truncation()  # a file may have been saved with either
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def read_template(checkpoint: Checkpoint) -> str:
