@@ -1,0 +1,119 @@
+"""The reference: the best tokens of a whole softmax, taken piece by piece, and its file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from luq_gguf import reference
+from luq_gguf.errors import ArtifactError
+from luq_gguf.reference import Reference, read_reference, score_answers, write_reference
+
+
+def states_and_head(places: int = 11, vocabulary: int = 300, width: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return (
+        torch.randn(places, width, generator=generator) * 3,
+        torch.randn(vocabulary, width, generator=generator),
+    )
+
+
+@pytest.mark.parametrize("rows", [1, 7, 64, 300])
+@pytest.mark.parametrize("places", [3, 1000])
+def test_pieces_give_the_softmax_of_the_whole(monkeypatch, rows, places):
+    monkeypatch.setattr(reference, "PLACES", places)
+    hidden, head = states_and_head()
+    top, log_probabilities, rest = score_answers(hidden, head.split(rows), top=20)
+    whole = torch.log_softmax((hidden.double() @ head.double().T), dim=1)
+    values, ids = whole.topk(20, dim=1)
+    assert (top == ids.numpy()).all()
+    np.testing.assert_allclose(log_probabilities, values, atol=1e-5)
+    np.testing.assert_allclose(rest, 1 - values.exp().sum(dim=1), atol=1e-6)
+    assert (top.dtype, log_probabilities.dtype, rest.dtype) == (np.int32, np.float32, np.float32)
+
+
+def test_a_vocabulary_below_the_top_is_taken_whole():
+    hidden, head = states_and_head(vocabulary=10)
+    top, log_probabilities, rest = score_answers(hidden, head.split(4), top=64)
+    assert top.shape == (11, 10)
+    assert (np.sort(top, axis=1) == np.arange(10)).all()
+    np.testing.assert_allclose(np.exp(log_probabilities).sum(axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(rest, 0, atol=1e-6)
+
+
+def test_no_answers_give_no_rows():
+    top, log_probabilities, rest = score_answers(torch.empty(0, 8), states_and_head()[1].split(64))
+    assert (top.shape, log_probabilities.shape, rest.shape) == ((0, 64), (0, 64), (0,))
+
+
+def sample_reference() -> Reference:
+    rng = np.random.default_rng(0)
+    return Reference(
+        samples=("one", "two \u00e4", "three"),
+        starts=np.array([0, 2, 2, 5], dtype=np.int64),
+        answers=rng.integers(0, 100, 5, dtype=np.int32),
+        top=rng.integers(0, 100, (5, 4), dtype=np.int32),
+        log_probabilities=-np.sort(rng.random((5, 4), dtype=np.float32)),
+        rest=rng.random(5, dtype=np.float32),
+        context={"calibration": "x.jsonl", "seed": 3},
+    )
+
+
+def test_it_survives_its_file(tmp_path):
+    write_reference(tmp_path / "r.safetensors", sample_reference())
+    found, wanted = read_reference(tmp_path / "r.safetensors"), sample_reference()
+    assert (found.samples, found.context) == (wanted.samples, wanted.context)
+    for name in reference.ARRAYS:
+        assert getattr(found, name).tobytes() == getattr(wanted, name).tobytes()
+        assert getattr(found, name).shape == getattr(wanted, name).shape
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"samples": ("one",)},
+        {"starts": np.array([0, 2, 2, 6])},
+        {"starts": np.array([0, 3, 2, 5])},
+        {"starts": np.array([1, 2, 2, 5])},
+        {"answers": np.array([1, 2, 3, 4, -5], dtype=np.int32)},
+        {"answers": np.array([1, 2, 3, 4], dtype=np.int32)},
+        {"top": np.zeros((5, 3), dtype=np.int32)},
+        {"top": np.full((5, 4), -1, dtype=np.int32)},
+        {"log_probabilities": np.full((5, 4), np.nan, dtype=np.float32)},
+        {"rest": np.array([0, 0, 0, 0, np.inf], dtype=np.float32)},
+        {"rest": np.zeros(4, dtype=np.float32)},
+    ],
+)
+def test_what_contradicts_itself_is_refused(tmp_path, change):
+    write_reference(tmp_path / "r.safetensors", replace(sample_reference(), **change))
+    with pytest.raises(ArtifactError, match="contradicts itself"):
+        read_reference(tmp_path / "r.safetensors")
+
+
+def test_broken_files_are_refused(tmp_path):
+    path: Path = tmp_path / "r.safetensors"
+    write_reference(path, sample_reference())
+    data, tensors = path.read_bytes(), load_file(path)
+    metadata = {"format": "luq-gguf reference 1", "samples": "[]", "context": "{}"}
+    broken = [
+        (tensors, metadata | {"format": "luq-gguf sums 1"}),
+        (tensors, metadata | {"samples": "5"}),
+        (tensors, metadata | {"samples": "["}),
+        (tensors, {"format": metadata["format"]}),
+        ({name: row for name, row in tensors.items() if name != "rest"}, metadata),
+    ]
+    for content, header in broken:
+        save_file(content, path, header)
+        with pytest.raises(ArtifactError, match=r"r\.safetensors as a reference"):
+            read_reference(path)
+    for damaged in (b"", data[:-3], data[:9], b"{}"):
+        path.write_bytes(damaged)
+        with pytest.raises(ArtifactError, match=r"r\.safetensors as a reference"):
+            read_reference(path)
+    with pytest.raises(ArtifactError, match="gone"):
+        read_reference(tmp_path / "gone")
