@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
-from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoTokenizer, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from luq_gguf import activations
@@ -19,7 +19,7 @@ from luq_gguf.calibration import CalibrationSet, Sample
 from luq_gguf.checkpoint import Checkpoint
 from luq_gguf.demo.scenes import draw_scene, make_scene
 from luq_gguf.entropy import measure_entropy, token_rank
-from luq_gguf.errors import CheckpointError
+from luq_gguf.errors import CheckpointError, TensorError
 from luq_gguf.families import find_family
 from luq_gguf.families.qwen_vl_modules import positions_of
 from luq_gguf.imatrix import weights_of
@@ -235,6 +235,17 @@ def test_positions_are_those_of_the_whole_model(oracle: Oracle):
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize(("start", "after", "grid"), [(3, 5, (4, 4)), (1, 1, (2, 6)), (0, 7, (5, 2)), (4, 3, (1, 1))])
+def test_positions_of_images_in_any_place(pico_checkpoint: Path, start, after, grid):
+    config = Qwen2_5_VLConfig.from_pretrained(pico_checkpoint)
+    with torch.device("meta"):
+        model = Qwen2_5_VLModel(config)
+    types = torch.tensor([[0] * start + [1] * (grid[0] * grid[1]) + [0] * after])
+    pixels = torch.tensor([[1, grid[0] * 2, grid[1] * 2]])
+    expected, _ = model.get_rope_index(torch.zeros_like(types), mm_token_type_ids=types, image_grid_thw=pixels)
+    np.testing.assert_array_equal(positions_of(types[0].numpy() == 1, grid), expected[:, 0].numpy())
+
+
 def test_counts_and_scores_say_what_was_measured(run: Run, oracle: Oracle, pico_checkpoint: Path):
     scores = run.analysis.scores
     kinds = np.concatenate([oracle.kinds[sample.id] for sample in COUNTED])
@@ -312,6 +323,33 @@ def test_activations_that_overflow_are_one_clear_error(tmp_path: Path, tensor: s
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "name", ["visual.blocks.1.attn.qkv.weight", "model.layers.2.self_attn.q_proj.bias", "lm_head.weight"]
+)
+def test_weights_that_are_not_finite_are_named(tmp_path: Path, name: str):
+    folder = build_pico(tmp_path / "pico", dtype="f32")
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name] = tensors[name].copy()
+    tensors[name].flat[3] = np.nan
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(TensorError, match=name):
+        run_analysis(folder, compute_type="f32")
+
+
+def test_a_config_that_transformers_refuses_is_a_checkpoint_error(pico_checkpoint: Path):
+    checkpoint = Checkpoint.open(pico_checkpoint)
+    family = find_family(checkpoint.config, checkpoint)
+    broken = replace(checkpoint, config=checkpoint.config | {"vision_config": 5})
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        analyze(broken, family, CALIBRATION, compute_type="f32")
+
+
+def test_the_seed_changes_only_the_choice_of_tokens(pico_checkpoint: Path, run: Run):
+    other = run_analysis(pico_checkpoint, compute_type="f32", seed=1).analysis
+    assert other.scores.entropy["output_text"] != run.analysis.scores.entropy["output_text"]
+    assert_same_sums(other, run.analysis, 0)
+
+
 def test_the_same_picture_goes_through_the_tower_once(pico_checkpoint: Path):
     same = [Sample(f"s{number}", f"{number}?", None, COUNTED[0].image) for number in range(3)]
     calls = []
@@ -324,10 +362,11 @@ def test_the_same_picture_goes_through_the_tower_once(pico_checkpoint: Path):
 
 
 def test_texts_alone_need_no_picture(pico_checkpoint: Path):
-    texts = CalibrationSet("texts", (COUNTED[1], COUNTED[4]), (), "")
+    texts = CalibrationSet("texts", (COUNTED[1], COUNTED[4]), (), "", skipped=3)
     found = run_analysis(pico_checkpoint, texts, compute_type="f32").analysis
     assert list(found.scores.entropy) == ["output_text"]
     assert found.sums.counts["blk.0.attn_q.weight"]["image"] == 0
+    assert "3 rows of texts could not be used and were left out" in found.scores.warnings
 
 
 def test_the_compute_type_is_what_was_asked_for():
