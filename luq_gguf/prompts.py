@@ -128,7 +128,10 @@ def read_template(checkpoint: Checkpoint) -> str:
     """The chat template, from the places where checkpoints keep it; empty where there is none."""
     plain = checkpoint.side_file("chat_template.jinja")
     if plain is not None:
-        return plain.read_text(encoding="utf-8")
+        try:
+            return plain.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"cannot read {plain}: {error}", hint="download it again") from error
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
         template: Any = checkpoint.side_json(name).get("chat_template")
         if isinstance(template, list):

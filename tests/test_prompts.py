@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from luq_gguf.artifacts import MODALITIES
-from luq_gguf.calibration import Sample
+from luq_gguf.calibration import Sample, load_calibration
 from luq_gguf.chat import render_chat
 from luq_gguf.checkpoint import Checkpoint
 from luq_gguf.errors import CalibrationError, CheckpointError
@@ -201,3 +201,17 @@ def test_unusable_tokenizers_are_named(folder: Path):
     (folder / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match=r"has no tokenizer\.json"):
         maker_of(folder)
+
+
+def test_a_template_that_is_no_text_is_named(folder: Path):
+    (folder / "chat_template.jinja").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(CheckpointError, match=r"cannot read .*chat_template\.jinja"):
+        read_template(Checkpoint.open(folder))
+
+
+def test_the_built_in_set_has_the_tokens_for_all_clusters(maker):
+    samples = maker.all_of(load_calibration(None).samples)
+    kinds = np.concatenate([sample.kinds for sample in samples])
+    texts = int((kinds == MODALITIES.index("text")).sum())
+    assert min(texts, len(kinds) - texts) >= 1000
+    assert len({sample.id for sample in samples}) == len(samples)

@@ -22,7 +22,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 )
 
 from luq_gguf.checkpoint import Checkpoint, require_finite
-from luq_gguf.errors import CheckpointError
+from luq_gguf.errors import CheckpointError, TensorError
 from luq_gguf.families.base import Family
 
 IMAGE_TOKEN = "<|image_pad|>"  # noqa: S105 - not a password
@@ -60,7 +60,16 @@ class Modules:
         return (tensor.view(torch.bfloat16) if stored.dtype == np.uint16 else tensor).to(self.dtype)
 
     def _load(self, module: torch.nn.Module, prefix: str) -> None:
-        state = {name: self.tensor(prefix + name) for name in module.state_dict()}
+        state = {}
+        for name, place in module.state_dict().items():
+            state[name] = self.tensor(prefix + name)
+            if state[name].shape != place.shape:
+                found, wanted = tuple(state[name].shape), tuple(place.shape)
+                raise TensorError(
+                    f"tensor {prefix + name} has the shape {found}, config.json says {wanted}",
+                    tensor=prefix + name,
+                    hint="the checkpoint's files do not belong together",
+                )
         module.load_state_dict(state, assign=True)
         module.requires_grad_(False).eval()
 
