@@ -11,8 +11,14 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from luq_gguf import reference
+from luq_gguf.activations import analyze
+from luq_gguf.calibration import load_calibration
+from luq_gguf.checkpoint import Checkpoint
 from luq_gguf.errors import ArtifactError
+from luq_gguf.export import export_text, export_vision
+from luq_gguf.families import find_family
 from luq_gguf.reference import Reference, read_reference, score_answers, write_reference
+from luq_gguf.runtime import Runtime
 
 
 def states_and_head(places: int = 11, vocabulary: int = 300, width: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
@@ -117,3 +123,24 @@ def test_broken_files_are_refused(tmp_path):
             read_reference(path)
     with pytest.raises(ArtifactError, match="gone"):
         read_reference(tmp_path / "gone")
+
+
+def test_llama_cpp_says_the_same_of_the_same_pixels_and_tokens(pico_checkpoint, tmp_path):
+    """The whole way: prompts made again from the calibration set, and the exported files in llama.cpp."""
+    checkpoint = Checkpoint.open(pico_checkpoint)
+    family = find_family(checkpoint.config, checkpoint)
+    calibration = load_calibration(None, samples=30)
+    found = analyze(checkpoint, family, calibration, compute_type="f32").reference
+    export_text(checkpoint, family, tmp_path / "text.gguf", dtype="f32")
+    export_vision(checkpoint, family, tmp_path / "vision.gguf", dtype="f32")
+    assert {sample.image is None for sample in calibration.held_out} == {True, False}
+    assert found.samples == tuple(sample.id for sample in calibration.held_out)
+    with Runtime(tmp_path / "text.gguf", tmp_path / "vision.gguf", threads=1) as runtime:
+        for number, sample in enumerate(calibration.held_out):
+            rows = slice(found.starts[number], found.starts[number + 1])
+            answer = found.answers[rows].tolist()
+            logits = [runtime.start(sample.question, sample.image), *runtime.extend(answer[:-1])]
+            expected = torch.from_numpy(np.stack(logits)).double().log_softmax(dim=1).numpy()
+            said = np.take_along_axis(expected, found.top[rows].astype(np.int64), axis=1)
+            np.testing.assert_allclose(found.log_probabilities[rows], said, atol=0.02)
+            assert (expected.argmax(axis=1) == found.top[rows][:, 0]).mean() > 0.9
