@@ -19,6 +19,8 @@ from luq_gguf.families.base import Family, ImageGrid
 
 MAX_PIXELS = 100_000_000
 """A larger image is refused before it is decoded."""
+FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+"""Pillow reads others too, some of them by starting programs (Ghostscript for EPS)."""
 MAX_ASPECT = 200
 MIN_IMAGE_TOKENS = 8
 """llama.cpp enlarges an image of fewer tokens."""
@@ -38,7 +40,7 @@ def load_image(source: Path | bytes, name: str | None = None) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_formats()) as image:
                 _require_sane(image, shown)
                 image.seek(0)
                 image.load()
@@ -53,6 +55,12 @@ def load_image(source: Path | bytes, name: str | None = None) -> Image.Image:
     except Exception as error:  # Pillow's decoders raise whatever a broken file makes them stumble over
         what = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"{shown} is a broken image: {what}", path=shown, hint="save it again as PNG") from error
+
+
+def _formats() -> list[str]:
+    """Those of FORMATS that this Pillow was built with."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def _require_sane(image: Image.Image, shown: str) -> None:

@@ -124,6 +124,19 @@ def test_what_is_no_whole_image_is_refused(data):
     assert caught.value.hint
 
 
+def test_formats_that_start_programs_are_not_opened():
+    data = encoded(Image.new("RGB", (8, 8)), "EPS")
+    assert Image.open(io.BytesIO(data)).format == "EPS"
+    with pytest.raises(ImageError, match="no image that can be read"):
+        load_image(data)
+
+
+@pytest.mark.parametrize("form", ["BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP"])
+def test_every_usual_format_is_read(form):
+    loaded = load_image(encoded(Image.new("RGB", (32, 32), (200, 100, 0)), form))
+    assert loaded.getpixel((9, 9)) == pytest.approx((200, 100, 0), abs=3)
+
+
 def test_missing_files_and_folders_are_named(tmp_path):
     with pytest.raises(ImageError, match=r"gone\.png does not exist"):
         load_image(tmp_path / "gone.png")
