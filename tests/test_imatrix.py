@@ -29,6 +29,7 @@ from luq_gguf.imatrix import (
 )
 from luq_gguf.importance import ImatrixNote, read_means
 from luq_gguf.quantize import quantize_gguf
+from luq_gguf.quantizer import Quantizer
 from tests.ggufs import Shape, write_text_gguf
 
 NAME = "blk.0.attn_output.weight"
@@ -219,7 +220,13 @@ def test_other_files_are_refused(tmp_path):
             read_imatrix(path)
 
 
-def test_llama_cpp_quantizes_important_channels_better(tmp_path):
+@pytest.fixture
+def quantizer():
+    with Quantizer() as child:
+        yield child
+
+
+def test_llama_cpp_quantizes_important_channels_better(tmp_path, quantizer):
     """The file reaches llama.cpp's quantizer, channel by channel: IQ1_M cannot even start without it."""
     source = write_text_gguf(tmp_path / "source.gguf", Shape(layers=1), select=NAME.__eq__)
     original = gguf.GGUFReader(source).tensors[0].data.astype(np.float64)
@@ -230,9 +237,8 @@ def test_llama_cpp_quantizes_important_channels_better(tmp_path):
         matrix = mix_importance(sums_of(squares, squares, squares), 0.5)
         write_imatrix(tmp_path / "imatrix.gguf", matrix)
         target = tmp_path / "out.gguf"
-        quantize_gguf(
-            source, target, {NAME: GGMLQuantizationType.IQ1_M}, tmp_path / "imatrix.gguf", high_type="Q4_K_M", threads=1
-        )
+        types = {NAME: GGMLQuantizationType.IQ1_M}
+        quantize_gguf(source, target, types, tmp_path / "imatrix.gguf", threads=1, quantizer=quantizer)
         tensor = gguf.GGUFReader(target).tensors[0]
         values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(original.shape)
         error = ((values - original) ** 2).mean(axis=0)
