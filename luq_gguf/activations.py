@@ -185,9 +185,8 @@ class _Pass:
         pictures = {keys[sample.id]: sample for sample in samples if sample.image}
         if not pictures:
             return {}
-        patched = [patchify(sample.image, self.family) for sample in pictures.values() if sample.image]
         features = {}
-        found = self.modules.image_features([rows for rows, _ in patched], [grid for _, grid in patched])
+        found = self.modules.image_features(patchify(s.image, self.family) for s in pictures.values() if s.image)
         for done, (key, rows) in enumerate(zip(pictures, found, strict=True)):
             if not torch.isfinite(rows).all():
                 raise self._not_finite(f"the vision tower's output for sample {pictures[key].id}")
