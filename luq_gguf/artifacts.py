@@ -11,11 +11,14 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, TypeVar
 
+import psutil
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from luq_gguf.errors import ArtifactError, DiskSpaceError
@@ -130,6 +133,26 @@ def atomic_path(path: Path) -> Iterator[Path]:
         _flush_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def scratch_folder(parent: Path, what: str) -> Iterator[Path]:
+    """A folder for half-finished work in `parent`, gone at the end of the block."""
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parent, prefix=f".{what}.", suffix=f".{os.getpid()}.partial") as folder:
+        yield Path(folder)
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove what `atomic_path` and `scratch_folder` of processes that are gone left in a folder."""
+    for path in folder.glob(".*.partial"):
+        owner = re.search(r"\.(\d+)\.partial$", path.name)
+        if owner is None or psutil.pid_exists(int(owner[1])):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _flush_folder(folder: Path) -> None:

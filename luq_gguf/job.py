@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from luq_gguf.artifacts import remove_stale
 from luq_gguf.checkpoint import Checkpoint, resolve_model
 from luq_gguf.errors import RequestError
 from luq_gguf.export import resolve_dtype
@@ -143,9 +144,15 @@ class Job:
 
 
 def open_job(model: str, out: Path, settings: Settings, progress: Progress) -> Job:
-    """Find the model and its family; reads headers only. Raises CheckpointError with what is wrong."""
+    """Find the model and its family, and clear away what killed runs left; reads headers only.
+
+    Raises CheckpointError with what is wrong.
+    """
     checkpoint = Checkpoint.open(resolve_model(model))
-    return Job(checkpoint, find_family(checkpoint.config, checkpoint), out, settings, progress)
+    job = Job(checkpoint, find_family(checkpoint.config, checkpoint), out, settings, progress)
+    for folder in (job.out, job.work, job.parts):
+        remove_stale(folder)
+    return job
 
 
 def model_name(folder: Path) -> str:

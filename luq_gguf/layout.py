@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from luq_gguf import safetensors_index
-from luq_gguf.artifacts import Plan, Record, read_record, write_record
+from luq_gguf.artifacts import Plan, Record, read_record, scratch_folder, write_record
 from luq_gguf.assemble import header_bytes
 from luq_gguf.checkpoint import Checkpoint
 from luq_gguf.errors import ArtifactError, CheckpointError
@@ -113,8 +113,8 @@ def keep_header(job: Job, header: Path, dataset: str) -> None:
 def kept_layout(folder: Path, settings: Settings) -> tuple[ModelRecord, Layout]:
     """The layout of an analyzed model, from what `keep_header` left in its folder."""
     record = read_record(folder / MODEL, ModelRecord)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".header-") as scratch:
-        header = Path(scratch) / HEADER
+    with scratch_folder(folder, "header") as scratch:
+        header = scratch / HEADER
         try:
             header.write_bytes((folder / HEADER).read_bytes())
         except OSError as error:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import shutil
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,16 @@ from typing import Any
 from gguf import GGMLQuantizationType
 
 from luq_gguf import __version__
-from luq_gguf.artifacts import LayerScores, Plan, atomic_path, read_record, require_space, write_record, write_text
+from luq_gguf.artifacts import (
+    LayerScores,
+    Plan,
+    atomic_path,
+    read_record,
+    require_space,
+    scratch_folder,
+    write_record,
+    write_text,
+)
 from luq_gguf.assemble import assemble
 from luq_gguf.bundle import bundle
 from luq_gguf.calibration import CalibrationSet, load_calibration
@@ -26,8 +34,20 @@ from luq_gguf.errors import ArtifactError, GGUFError
 from luq_gguf.export import export_text, export_vision
 from luq_gguf.imatrix import check_coverage, mix_importance, read_imatrix, read_sums, write_imatrix, write_sums
 from luq_gguf.importance import ImatrixNote
-from luq_gguf.job import IMATRIX, PLAN, REFERENCE, SCORES, SUMS, TENSOR_TYPES, Job, Settings, key_of, mmproj_name
-from luq_gguf.job import model_name, open_job
+from luq_gguf.job import (
+    IMATRIX,
+    PLAN,
+    REFERENCE,
+    SCORES,
+    SUMS,
+    TENSOR_TYPES,
+    Job,
+    Settings,
+    key_of,
+    mmproj_name,
+    model_name,
+    open_job,
+)
 from luq_gguf.layout import Layout, keep_header, kept_layout, lay_out, layout_of_config, part_names, write_header
 from luq_gguf.manifest import Manifest, find_manifest, record_files, versions, write_manifest
 from luq_gguf.plan import choose_order, is_weight, layer_of, tensor_types_text
@@ -132,10 +152,9 @@ def convert(model: str, out: Path, settings: Settings, progress: Progress = sile
     finished = find_manifest(out, request)
     if finished is not None:
         return _finished_conversion(job, finished)
-    job.work.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=job.work, prefix=".header-") as scratch, Quantizer() as quantizer:
+    with scratch_folder(job.work, "header") as scratch, Quantizer() as quantizer:
         with job.watch.measure("types"):
-            header = write_header(job, Path(scratch))
+            header = write_header(job, scratch)
             layout = lay_out(job.checkpoint.digest, header, settings, calibration.name, quantizer)
         require_room(job, layout)
         analysis = run_analysis(job, calibration)
@@ -164,8 +183,8 @@ def analyze(model: str, out: Path, settings: Settings, progress: Progress = sile
     for name in (SCORES, SUMS, REFERENCE):
         _copy(analysis.folder / name, out / name)
     write_importance(out / SUMS, settings.alpha, out / IMATRIX)
-    with tempfile.TemporaryDirectory(dir=job.work, prefix=".header-") as scratch:
-        keep_header(job, write_header(job, Path(scratch)), calibration.name)
+    with scratch_folder(job.work, "header") as scratch:
+        keep_header(job, write_header(job, scratch), calibration.name)
     return analysis.scores
 
 
@@ -198,9 +217,8 @@ def run_analysis(job: Job, calibration: CalibrationSet) -> AnalysisFiles:
             progress=job.progress,
             input_entropy=settings.measures_input,
         )
-        job.work.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=job.work, prefix=".analysis-") as scratch:
-            partial = Path(scratch) / "analysis"
+        with scratch_folder(job.work, "analysis") as scratch:
+            partial = scratch / "analysis"
             write_sums(partial / SUMS, result.sums)
             write_reference(partial / REFERENCE, result.reference)
             write_record(partial / SCORES, result.scores)

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -118,7 +119,7 @@ def make_part(
     """
     if _is_finished(part, types):
         return False
-    scratch = part.with_name(f".{part.name}.16bit")
+    scratch = part.with_name(f".{part.name}.16bit.{os.getpid()}.partial")
     try:
         export(scratch)
         quantize_gguf(

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 MIN_IMAGE_TOKENS = 8
 MAX_IMAGE_TOKENS = 1024
+BATCH_TOKENS = 2048
+"""llama.cpp aborts the process where it is handed more at once."""
 
 
 class Runtime:
@@ -79,7 +81,7 @@ class Runtime:
     def _make_context(self, context: int) -> Any:
         parameters = self._llama.llama_context_default_params()
         parameters.n_ctx = context
-        parameters.n_batch = min(context, 2048)
+        parameters.n_batch = self._batch_tokens = min(context, BATCH_TOKENS)
         parameters.n_threads = parameters.n_threads_batch = self.threads
         parameters.no_perf = True
         made = self._llama.llama_init_from_model(self._model, parameters)
@@ -104,7 +106,7 @@ class Runtime:
             )
         self._stack.callback(self._mtmd.mtmd_free, self._vision)
 
-    def __enter__(self) -> Runtime:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -125,7 +127,8 @@ class Runtime:
         self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), True)
         self._position = 0
         if self._vision is None:
-            return self.extend(self.tokenize(prompt))[-1]
+            last: np.ndarray = self.extend(self.tokenize(prompt))[-1]
+            return last
         return self._start_with_vision(prompt, image)
 
     def _start_with_vision(self, prompt: str, image: Image.Image | None) -> np.ndarray:
@@ -142,7 +145,7 @@ class Runtime:
             self._require_room(self._mtmd.mtmd_helper_get_n_tokens(chunks))
             reached = self._llama.llama_pos(0)
             status = self._mtmd.mtmd_helper_eval_chunks(
-                self._vision, self._context, chunks, 0, 0, min(self.context, 2048), True, ctypes.byref(reached)
+                self._vision, self._context, chunks, 0, 0, self._batch_tokens, True, ctypes.byref(reached)
             )
         if status:
             raise RunError(f"llama.cpp cannot evaluate the prompt (status {status}): {self.log.last()}")
@@ -177,6 +180,11 @@ class Runtime:
     def extend(self, tokens: Sequence[int]) -> np.ndarray:
         """Evaluate further tokens; return the logits after each, float32 (len(tokens), vocabulary)."""
         self._require_room(len(tokens))
+        step = self._batch_tokens
+        pieces = [tokens[start : start + step] for start in range(0, len(tokens), step)]
+        return np.concatenate([self._decode(piece) for piece in pieces] or [np.empty((0, self.vocabulary), np.float32)])
+
+    def _decode(self, tokens: Sequence[int]) -> np.ndarray:
         batch = self._llama.llama_batch_init(len(tokens), 0, 1)
         try:
             batch.n_tokens = len(tokens)
