@@ -5,13 +5,15 @@ from __future__ import annotations
 import errno
 import sys
 import traceback
-from typing import NoReturn
+from typing import Any, NoReturn
 
-import click
+import typer
 
 from luq_gguf.errors import LuqError
 
 INTERRUPTED = 130
+UsageError = typer.BadParameter.__mro__[1]
+"""Of click; typer carries a copy of it in some versions and takes the installed one in others."""
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -21,26 +23,20 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     given = sys.argv[1:] if arguments is None else arguments
     try:
         code = app(given, standalone_mode=False, prog_name="luq-gguf")
-    except click.exceptions.Abort:
-        code = _interrupted()
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
-    except KeyboardInterrupt:
-        code = _interrupted()
+    except (typer.Abort, KeyboardInterrupt):
+        code = INTERRUPTED
     except BrokenPipeError:
         code = 1
     except Exception as error:  # the last boundary: a line for the user, the trace only when asked for
         code = _failed(error, debug="--debug" in given)
+    if code == INTERRUPTED:
+        _say("interrupted; what was finished is kept, the same command goes on from there")
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _interrupted() -> int:
-    _say("interrupted; what was finished is kept, the same command goes on from there")
-    return INTERRUPTED
-
-
 def _failed(error: Exception, *, debug: bool) -> int:
+    if isinstance(error, UsageError):
+        return _misused(error)
     if debug:
         traceback.print_exception(error)
     if isinstance(error, LuqError):
@@ -57,6 +53,14 @@ def _failed(error: Exception, *, debug: bool) -> int:
         return 1
     _say(f"unexpected {type(error).__name__}: {_one_line(error)}; run again with --debug and report what it prints")
     return 1
+
+
+def _misused(error: Any) -> int:
+    """A command line that cannot be parsed; an empty message means that help was shown instead."""
+    if message := error.format_message():
+        command = error.ctx.command_path if error.ctx is not None else "luq-gguf"
+        _say(f"{message.rstrip('.')}; see {command} --help")
+    return 2
 
 
 def _one_line(error: Exception) -> str:

@@ -6,17 +6,16 @@ import re
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size such as 3.4GiB, 900MB or 12345; raises click.BadParameter otherwise."""
+    """Bytes of a size such as 3.4GiB, 900MB or 12345; raises typer.BadParameter otherwise."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     if match is None or match[2].upper() not in _UNITS:
-        raise click.BadParameter(f"{text!r} is no size; write for example 3.4GiB, 900MB or a number of bytes")
+        raise typer.BadParameter(f"{text!r} is no size; write for example 3.4GiB, 900MB or a number of bytes")
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
