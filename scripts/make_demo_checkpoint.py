@@ -10,7 +10,9 @@ Hugging Face hub serves for Qwen2.5-VL.
 The vision tower is first taught to name what each image token shows; the whole model then learns
 to answer, with the same auxiliary heads on the image tokens (after the vision tower, and after
 decoder layer 3 with the token's quadrant added) so that shapes are not learned last. The heads
-are thrown away.
+are thrown away. The second pair of heads also names the words for shapes, digits and colors in texts, so
+that a word and what it stands for in the picture lie close together. To find a thing by its name ("where is the star?") is learned last of all, so a
+second stage of `--lookup-steps`, with the vision tower as it is, asks mostly that.
 """
 
 from __future__ import annotations
@@ -173,6 +175,18 @@ class Conversations:
         self.image_pad = tokenizer.token_to_id("<|image_pad|>")
         self.pad = tokenizer.token_to_id("<|endoftext|>")
         self.text_only = text_only
+        self.named_kinds = self._named(tokenizer, scenes.KINDS)
+        self.named_colors = self._named(tokenizer, tuple(scenes.COLORS))
+
+    @staticmethod
+    def _named(tokenizer: Tokenizer, words: tuple[str, ...]) -> torch.Tensor:
+        """For every token: 1 + the index of the word it spells, or -100."""
+        table = torch.full((VOCABULARY,), -100)
+        for index, word in enumerate(words):
+            for spelled in (word, f" {word}"):
+                ids = tokenizer.encode(spelled, add_special_tokens=False).ids
+                table[ids[-1]] = 1 + index if tokenizer.decode(ids[-1:]).strip() == word else -100
+        return table
 
     def tokens_of(self, questions: list[scenes.Question], with_image: bool) -> tuple[list[int], list[float]]:
         """Token ids of a conversation, and how much each counts in the loss: 1 a question, over its answer."""
@@ -197,7 +211,7 @@ class Conversations:
         after = np.arange(len(ids) - start - IMAGE_TOKENS) + start + side
         return np.concatenate([np.tile(np.arange(start), (3, 1)), grid, np.tile(after, (3, 1))], axis=1)
 
-    def batch(self, seed: int, size: int) -> dict[str, torch.Tensor]:
+    def batch(self, seed: int, size: int, *, lookup: bool = False) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng(seed)
         rows, pictures, kinds, colors = [], [], [], []
         for number in rng.integers(0, HELD_OUT_SEEDS, size).tolist():
@@ -205,7 +219,8 @@ class Conversations:
                 rows.append(self.tokens_of(scenes.talk_without_picture(number), with_image=False))
                 continue
             scene = scenes.make_scene(number)
-            rows.append(self.tokens_of(scenes.talk_about(scene), with_image=True))
+            talk = scenes.look_up(scene) if lookup else scenes.talk_about(scene)
+            rows.append(self.tokens_of(talk, with_image=True))
             pictures.append(np.asarray(scenes.draw_scene(scene)))
             kind, color = labels_of(scene)
             kinds.append(kind)
@@ -215,6 +230,8 @@ class Conversations:
             "grid": torch.tensor([[1, GRID, GRID]] * len(pictures)),
             "kinds": torch.tensor(kinds).flatten(),
             "colors": torch.tensor(colors).flatten(),
+            "named_kinds": self.named_kinds,
+            "named_colors": self.named_colors,
         }
 
     def _pad(self, rows: list[tuple[list[int], list[float]]]) -> dict[str, torch.Tensor]:
@@ -269,7 +286,9 @@ class Trainee(nn.Module):
         knowing = naming_loss(known[:, :-4], batch)
         places = torch.tensor(quadrants_of_tokens()).repeat(len(batch["grid"]))
         placing = nn.functional.cross_entropy(known[:, -4:].float(), places)
-        return answering, seeing + knowing + placing
+        named = {"kinds": batch["named_kinds"][ids].flatten(), "colors": batch["named_colors"][ids].flatten()}
+        naming = naming_loss(self.know_head(self.probed)[..., :-4].flatten(0, 1), named)
+        return answering, seeing + knowing + placing + naming
 
 
 def naming_loss(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -302,7 +321,7 @@ def warm_up_vision(trainee: Trainee, data: Conversations, steps: int) -> None:
             print(f"vision {step} loss {loss.item():.3f} {time.monotonic() - started:.0f} s", flush=True)
 
 
-def train(trainee: Trainee, data: Conversations, work: Path, steps: int, batch_size: int) -> None:
+def train(trainee: Trainee, data: Conversations, work: Path, steps: int, lookup_steps: int, batch_size: int) -> None:
     decayed = [p for p in trainee.parameters() if p.ndim > 1]
     plain = [p for p in trainee.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
@@ -314,11 +333,14 @@ def train(trainee: Trainee, data: Conversations, work: Path, steps: int, batch_s
         optimizer.load_state_dict(saved["optimizer"])
         step = saved["step"]
     running, started = None, time.monotonic()
-    while step < steps:
+    while step < steps + lookup_steps:
+        lookup = step >= steps
+        progress = (step - steps) / lookup_steps if lookup else 0.9 * step / steps
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step / steps, step, 1e-3)
+            group["lr"] = learning_rate(progress, step, 7e-4 if lookup else 1e-3)
+        trainee.model.model.visual.requires_grad_(not lookup)
         with torch.autocast("cpu", torch.bfloat16):
-            answering, helping = trainee(data.batch(step, batch_size))
+            answering, helping = trainee(data.batch(step, batch_size // 2 if lookup else batch_size, lookup=lookup))
         (answering + 0.2 * helping).backward()
         nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
         optimizer.step()
@@ -410,7 +432,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for the state of the training")
     parser.add_argument("--out", type=Path, default=Path("luq_gguf/demo/Shapes-VL-11M"))
-    parser.add_argument("--steps", type=int, default=1600)
+    parser.add_argument("--steps", type=int, default=1400)
+    parser.add_argument("--lookup-steps", type=int, default=1000)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--vision-steps", type=int, default=600)
     parser.add_argument("--export-only", action="store_true", help="write the last state, do not train")
@@ -428,7 +451,7 @@ def main() -> None:
     else:
         if not state.exists():
             warm_up_vision(trainee, data, options.vision_steps)
-        train(trainee, data, options.work, options.steps, options.batch_size)
+        train(trainee, data, options.work, options.steps, options.lookup_steps, options.batch_size)
     write_checkpoint(trainee, tokenizer, config, options.out)
 
 

@@ -156,6 +156,18 @@ def talk_about(scene: Scene, turns: int = 4) -> list[Question]:
     return [ask_about(scene, kind, rng) for kind in rng.sample(QUESTION_KINDS, k=turns)]
 
 
+LOOKUP_KINDS = ("yes/no", "color", "where")
+"""Questions that name a thing: it has to be found in the picture by what it is."""
+
+
+def look_up(scene: Scene, turns: int = 6) -> list[Question]:
+    """Make a seeded conversation of `turns` questions that name a thing, then one of another kind."""
+    rng = random.Random(scene.seed * 224737 + 4)
+    questions = [ask_about(scene, rng.choice(LOOKUP_KINDS), rng) for _ in range(turns)]
+    others = [kind for kind in QUESTION_KINDS if kind not in LOOKUP_KINDS]
+    return [*questions, ask_about(scene, rng.choice(others), rng)]
+
+
 OPPOSITES = {
     "hot": "cold", "big": "small", "up": "down", "day": "night", "left": "right", "old": "new",
     "fast": "slow", "open": "closed", "black": "white", "top": "bottom", "yes": "no", "wet": "dry",
