@@ -7,12 +7,13 @@ tokenizer is trained on them, the weights start from a seed. A run that was inte
 its last state in `--work`. At the end the checkpoint is written to `--out` in the form that the
 Hugging Face hub serves for Qwen2.5-VL.
 
-The vision tower is first taught to name what each image token shows; the whole model then learns
-to answer, with the same auxiliary heads on the image tokens (after the vision tower, and after
-decoder layer 3 with the token's quadrant added) so that shapes are not learned last. The heads
-are thrown away. The second pair of heads also names the words for shapes, digits and colors in texts, so
-that a word and what it stands for in the picture lie close together. To find a thing by its name ("where is the star?") is learned last of all, so a
-second stage of `--lookup-steps`, with the vision tower as it is, asks mostly that.
+The vision tower is first taught to name what each image token shows; the whole model then learns to
+answer, with the same auxiliary heads on the image tokens (after the vision tower, and after decoder
+layer 3 with the token's quadrant added) so that shapes are not learned last. The second pair of heads
+also names the words for shapes, digits and colors in texts, so that a word and what it stands for in
+the picture lie close together. All heads are thrown away. To find a thing by its name ("where is the
+star?") is learned last of all, so a second stage of `--lookup-steps`, with the vision tower as it is,
+asks mostly that.
 """
 
 from __future__ import annotations
