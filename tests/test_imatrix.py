@@ -220,6 +220,25 @@ def test_other_files_are_refused(tmp_path):
             read_imatrix(path)
 
 
+def test_odd_metadata_and_sizes_end_in_no_traceback(tmp_path):
+    path = tmp_path / "odd.gguf"
+    writer = gguf.GGUFWriter(path, arch="")
+    writer.add_type("imatrix")
+    writer.add_uint32("imatrix.datasets", 7)
+    writer.add_string("imatrix.chunk_count", "many")
+    for name, counts in (("good", 1), ("odd", 2)):
+        writer.add_tensor(f"{name}.in_sum2", np.ones((1, 3), dtype=np.float32))
+        writer.add_tensor(f"{name}.counts", np.ones((counts, 1), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert ImatrixNote.of(path) == ImatrixNote("odd.gguf", "", 2, 0)
+    assert read_means(path, ["good"])["good"].tolist() == [1, 1, 1]
+    with pytest.raises(ArtifactError, match="3 sums but 2 counts of odd"):
+        read_imatrix(path)
+
+
 @pytest.fixture
 def quantizer():
     with Quantizer() as child:
