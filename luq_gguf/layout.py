@@ -112,6 +112,10 @@ def keep_header(job: Job, header: Path, dataset: str) -> None:
 
 def kept_layout(folder: Path, settings: Settings) -> tuple[ModelRecord, Layout]:
     """The layout of an analyzed model, from what `keep_header` left in its folder."""
+    if not (folder / MODEL).is_file():
+        raise ArtifactError(
+            f"{folder} holds no {MODEL}", path=folder / MODEL, hint="give a folder of `luq-gguf analyze`, or the model"
+        )
     record = read_record(folder / MODEL, ModelRecord)
     with scratch_folder(folder, "header") as scratch:
         header = scratch / HEADER

@@ -341,7 +341,7 @@ def finish(job: Job, request: str, result: Conversion) -> None:
         name=job.name,
         settings=plain_settings(job.settings),
         versions=versions(),
-        files=record_files(result.files()),
+        files=record_files([*result.files(), *(job.out / name for name in (SUMS, REFERENCE, TENSOR_TYPES))]),
         layer_bytes=result.layer_bytes,
         seconds=result.seconds,
     )

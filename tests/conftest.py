@@ -7,9 +7,17 @@ from pathlib import Path
 import pytest
 
 from tests.pico import build_pico
+from tests.program import QUICK, Run, run_program
 
 
 @pytest.fixture(scope="session")
 def pico_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pico Qwen2.5-VL in the hub's form: bf16, one file, 3 layers."""
     return build_pico(tmp_path_factory.mktemp("checkpoints") / "Pico-VL-Instruct")
+
+
+@pytest.fixture(scope="session")
+def converted(pico_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """What the program leaves and prints for a budget of one low layer; tests must not change the folder."""
+    out = tmp_path_factory.mktemp("converted")
+    return run_program("convert", pico_checkpoint, "--out", out, "--low-layers", 1, *QUICK, "--json")

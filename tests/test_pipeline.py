@@ -1,0 +1,384 @@
+"""The whole path on pico checkpoints: what is made, what is made again, and what survives being killed."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from gguf import GGUFReader
+
+from luq_gguf import pipeline
+from luq_gguf.artifacts import Plan, sha256_of
+from luq_gguf.imatrix import read_imatrix
+from luq_gguf.pipeline import Settings, convert
+from tests.pico import build_pico
+from tests.program import QUICK, Run, command, run_program
+
+QUICK_SETTINGS = Settings(low_type="Q2_K", samples=10, threads=1)
+KEYS = {
+    "model", "mmproj", "size_bytes", "bits_per_weight", "low_layers", "order", "entropy", "types", "plan", "scores",
+    "imatrix", "report", "seconds",
+}  # fmt: skip
+WEIGHTS = {"attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"}
+
+
+def tensors_of(path: Path) -> dict[str, tuple[str, bytes]]:
+    """Type and bytes of every tensor, read by the gguf library."""
+    return {tensor.name: (tensor.tensor_type.name, tensor.data.tobytes()) for tensor in GGUFReader(path).tensors}
+
+
+def listing(folder: Path) -> dict[str, tuple[int, int]]:
+    """Inode and time of the last change of every file."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): (path.stat().st_ino, path.stat().st_mtime_ns) for path in files}
+
+
+def result_of(done: Run) -> dict[str, object]:
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def copy_of_converted(converted: Run, tmp_path: Path) -> Path:
+    """A finished conversion with one low layer, to go on from; its times of change are kept."""
+    return Path(shutil.copytree(Path(result_of(converted)["model"]).parent, tmp_path / "out"))
+
+
+def test_the_json_object_is_the_contract(converted: Run) -> None:
+    result = result_of(converted)
+    assert result.keys() >= KEYS
+    model, mmproj = Path(result["model"]), Path(result["mmproj"])
+    assert result["size_bytes"] == model.stat().st_size
+    read = GGUFReader(model)
+    assert result["types"] == {tensor.name: tensor.tensor_type.name for tensor in read.tensors}
+    weights = sum(math.prod(tensor.shape.tolist()) for tensor in read.tensors)
+    bits = 8 * sum(tensor.n_bytes for tensor in read.tensors)
+    assert result["bits_per_weight"] == pytest.approx(bits / weights)
+    assert sorted(result["order"]) == [0, 1, 2]
+    assert result["low_layers"] == result["order"][:1]
+    assert len(result["entropy"]) == 3
+    lowest = min(range(3), key=lambda layer: result["entropy"][layer])
+    assert result["order"][0] == lowest
+    for name in ("plan", "scores", "imatrix"):
+        assert Path(result[name]).is_file()
+    assert result["report"] is None
+    assert {"analyze", "quantize", "assemble"} <= result["seconds"].keys()
+    assert all(seconds >= 0 for seconds in result["seconds"].values())
+    assert mmproj.is_file()
+
+
+def test_stdout_is_the_result_and_stderr_the_progress(converted: Run) -> None:
+    assert len(converted.stdout.strip().splitlines()) == 1
+    assert "quantize: 4 of 4" in converted.stderr
+    assert "{" not in converted.stderr
+
+
+def test_the_folder_holds_what_is_promised(converted: Run, pico_checkpoint: Path) -> None:
+    result = result_of(converted)
+    out = Path(result["model"]).parent
+    name = pico_checkpoint.name
+    assert Path(result["model"]).name == f"{name}-LUQ-1of3-Q2_K.gguf"
+    assert Path(result["mmproj"]).name == f"mmproj-{name}-F16.gguf"
+    files = {path.name for path in out.iterdir() if path.is_file()}
+    assert files >= {"plan.json", "scores.json", "imatrix.gguf", "manifest.json", "tensor-types.txt"}
+    assert not [name for name in files if name.startswith(".")]
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["files"].keys() == files - {"manifest.json"}
+    for file, record in manifest["files"].items():
+        assert record["sha256"] == sha256_of(out / file)
+        assert record["bytes"] == (out / file).stat().st_size
+    assert {"llama-cpp-python", "luq-gguf", "torch"} <= manifest["versions"].keys()
+    assert manifest["settings"]["low_type"] == "Q2_K"
+
+
+def test_only_the_low_layers_have_the_low_type(converted: Run) -> None:
+    result = result_of(converted)
+    low = {f"blk.{layer}.{name}.weight" for layer in result["low_layers"] for name in WEIGHTS}
+    assert {name for name, kind in result["types"].items() if kind == "Q2_K"} == low
+    others = {kind for name, kind in result["types"].items() if name not in low}
+    assert others == {"F32", "Q4_K", "Q6_K"}
+    metadata = GGUFReader(result["model"])
+    assert metadata.get_field("general.architecture").contents() == "qwen2vl"
+    assert metadata.get_field("tokenizer.ggml.tokens") is not None
+
+
+def test_the_mmproj_is_the_exported_one(converted: Run, exported: Path) -> None:
+    result = result_of(converted)
+    assert Path(result["mmproj"]).read_bytes() == next(exported.glob("mmproj-*-F16.gguf")).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def exported(pico_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The 16-bit files of the same checkpoint."""
+    out = tmp_path_factory.mktemp("exported")
+    done = run_program("export", pico_checkpoint, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.strip().splitlines()) == 2
+    return out
+
+
+def test_it_equals_a_whole_file_run_byte_for_byte(converted: Run, exported: Path, tmp_path: Path) -> None:
+    result = result_of(converted)
+    source = next(exported.glob("*-BF16.gguf"))
+    arguments = ("--plan", result["plan"], "--imatrix", result["imatrix"], "--out", tmp_path / "whole.gguf")
+    done = run_program("quantize", source, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert tensors_of(tmp_path / "whole.gguf") == tensors_of(Path(result["model"]))
+    assert (tmp_path / "whole.gguf").read_bytes() == Path(result["model"]).read_bytes()
+
+
+def test_verify_accepts_it_and_lists_what_differs(converted: Run, exported: Path, tmp_path: Path) -> None:
+    result = result_of(converted)
+    good = run_program("verify", result["model"], "--plan", result["plan"])
+    assert (good.returncode, good.stderr) == (0, "")
+    other = run_program("verify", next(exported.glob("*-BF16.gguf")), "--plan", result["plan"])
+    assert other.returncode == 1
+    lines = other.stdout.splitlines()
+    assert sum("the plan says" in line and line.startswith("blk.") for line in lines) == 21
+    assert "Traceback" not in other.stderr
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(Path(result["model"]).read_bytes()[:-40])
+    broken = run_program("verify", cut, "--plan", result["plan"])
+    assert broken.returncode == 1
+    assert "cut.gguf" in broken.stdout + broken.stderr
+
+
+def test_the_number_of_threads_changes_no_byte(converted: Run, pico_checkpoint: Path, tmp_path: Path) -> None:
+    result = result_of(converted)
+    work = Path(result["model"]).parent / ".work"
+    analysis = next(work.glob("analysis-*"))
+    shutil.copytree(analysis, tmp_path / "work" / analysis.name)
+    settings = replace(QUICK_SETTINGS, low_layers=1, threads=2, work=tmp_path / "work")
+    made = convert(str(pico_checkpoint), tmp_path / "out", settings)
+    assert "analyze" not in made.seconds
+    assert made.seconds["quantize"] > 0
+    assert made.model.read_bytes() == Path(result["model"]).read_bytes()
+    for name in ("plan", "imatrix", "scores"):
+        assert getattr(made, f"{name}_path").read_bytes() == Path(result[name]).read_bytes()
+
+
+def test_a_second_run_touches_nothing(copy_of_converted: Path, pico_checkpoint: Path) -> None:
+    before = listing(copy_of_converted)
+    result = result_of(
+        run_program("convert", pico_checkpoint, "--out", copy_of_converted, "--low-layers", 1, *QUICK, "--json")
+    )
+    assert result["seconds"] == {}
+    assert Path(result["model"]).stat().st_size == result["size_bytes"]
+    assert listing(copy_of_converted) == before
+
+
+def test_another_budget_makes_only_what_is_new(copy_of_converted: Path, pico_checkpoint: Path) -> None:
+    work = copy_of_converted / ".work"
+    before = listing(work)
+    made = convert(str(pico_checkpoint), copy_of_converted, replace(QUICK_SETTINGS, low_layers=2))
+    after = listing(work)
+    assert "analyze" not in made.seconds
+    assert {name for name in after if name.startswith("analysis-")} == {
+        name for name in before if name.startswith("analysis-")
+    }
+    new = after.keys() - before.keys()
+    assert len(new) == 1
+    assert all(name.startswith("parts/") for name in new)
+    assert all(after[name] == state for name, state in before.items() if name != "imatrix.gguf")
+    assert made.plan.size_bytes == made.model.stat().st_size
+    again = convert(str(pico_checkpoint), copy_of_converted, replace(QUICK_SETTINGS, low_layers=1))
+    assert listing(work).keys() == after.keys()
+    assert "analyze" not in again.seconds
+
+
+def test_without_parts_only_the_analysis_stays(copy_of_converted: Path, pico_checkpoint: Path) -> None:
+    settings = replace(QUICK_SETTINGS, low_layers=0, keep_parts=False)
+    convert(str(pico_checkpoint), copy_of_converted, settings)
+    assert not (copy_of_converted / ".work" / "parts").exists()
+    assert list((copy_of_converted / ".work").glob("analysis-*"))
+
+
+def test_a_result_that_was_changed_is_made_again(copy_of_converted: Path, pico_checkpoint: Path) -> None:
+    model = next(copy_of_converted.glob("*-LUQ-*.gguf"))
+    whole = model.read_bytes()
+    model.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    made = convert(str(pico_checkpoint), copy_of_converted, replace(QUICK_SETTINGS, low_layers=1))
+    assert "analyze" not in made.seconds
+    assert model.read_bytes() == whole
+
+
+def test_a_changed_checkpoint_is_noticed(copy_of_converted: Path, pico_checkpoint: Path, tmp_path: Path) -> None:
+    before = next(copy_of_converted.glob("*-LUQ-*.gguf")).read_bytes()
+    build_pico(tmp_path / pico_checkpoint.name, seed=1)
+    made = convert(str(tmp_path / pico_checkpoint.name), copy_of_converted, replace(QUICK_SETTINGS, low_layers=1))
+    assert "analyze" in made.seconds
+    assert made.model.name == next(copy_of_converted.glob("*-LUQ-*.gguf")).name
+    assert made.model.read_bytes() != before
+
+
+def test_changed_samples_are_noticed(tmp_path: Path, pico_checkpoint: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    settings = replace(QUICK_SETTINGS, low_layers=1, calib=rows)
+    texts = [f"red circle number {number}" for number in range(12)]
+
+    def converted_with(*lines: str) -> pipeline.Conversion:
+        rows.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+        return convert(str(pico_checkpoint), tmp_path / "out", settings)
+
+    first = converted_with(*texts)
+    importance = read_imatrix(first.imatrix_path)
+    assert converted_with(*texts).seconds == {}
+    second = converted_with(*texts[:-1], "a blue square and a green star")
+    assert "analyze" in second.seconds
+    changed = read_imatrix(second.imatrix_path)
+    assert any((importance.rows[name] != changed.rows[name]).any() for name in importance.rows)
+
+
+@pytest.mark.parametrize(
+    ("low_type", "high_type", "low_layers", "options"),
+    [("Q2_K", "Q4_K_M", 0, {}), ("Q2_K", "Q4_K_M", 3, {"tied": True, "dtype": "f16"}), ("IQ1_M", "Q4_K_M", 2, {}),
+     ("Q4_0", "Q8_0", 2, {"layers": 4, "tied": True}), ("Q3_K", "Q5_K_S", 1, {"form": "transformers5"}),
+     ("Q2_K", "F16", 1, {"dtype": "f32"})],
+)  # fmt: skip
+def test_the_predicted_size_is_the_size(
+    tmp_path: Path, low_type: str, high_type: str, low_layers: int, options
+) -> None:
+    model = build_pico(tmp_path / "model", **options)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"what is in picture {number}?"}) + "\n" for number in range(4)))
+    settings = Settings(low_layers=low_layers, low_type=low_type, high_type=high_type, threads=1, calib=rows)
+    made = convert(str(model), tmp_path / "out", settings)
+    assert made.model.stat().st_size == made.plan.size_bytes
+    types = {name: kind for name, (kind, _) in tensors_of(made.model).items()}
+    assert types == made.plan.types
+    assert ("output.weight" in types) is not options.get("tied", False)
+    assert sum(kind == low_type for kind in types.values()) == 7 * low_layers
+
+
+def test_plan_of_an_analysis_is_the_plan_of_a_conversion(converted: Run, pico_checkpoint: Path, tmp_path: Path) -> None:
+    result = result_of(converted)
+    work = Path(result["model"]).parent / ".work"
+    analyzed = tmp_path / "analysis"
+    settings = ("--samples", 10, "--work", tmp_path / "work")
+    shutil.copytree(next(work.glob("analysis-*")), tmp_path / "work" / next(work.glob("analysis-*")).name)
+    scores = run_program("analyze", pico_checkpoint, "--out", analyzed, *settings, "--json")
+    assert json.loads(scores.stdout) == json.loads(Path(result["scores"]).read_text())
+    for name in ("scores.json", "sums.safetensors", "imatrix.gguf", "reference.safetensors"):
+        assert (analyzed / name).is_file()
+    done = run_program("plan", analyzed, "--low-layers", 1, "--low-type", "Q2_K")
+    assert done.returncode == 0, done.stderr
+    assert (analyzed / "plan.json").read_text() == Path(result["plan"]).read_text()
+    types = Path(result["plan"]).with_name("tensor-types.txt").read_text()
+    assert (analyzed / "tensor-types.txt").read_text() == types
+    budget = run_program("plan", analyzed, "--max-size", result["size_bytes"], "--low-type", "Q2_K", "--json")
+    assert json.loads(budget.stdout)["size_bytes"] <= result["size_bytes"]
+    refused = run_program("plan", Path(result["model"]).parent, "--low-layers", 1)
+    assert (refused.returncode, "model.json" in refused.stderr) == (1, True)
+    before = read_imatrix(analyzed / "imatrix.gguf")
+    assert run_program("imatrix", analyzed, "--alpha", "0.1").returncode == 0
+    after = read_imatrix(analyzed / "imatrix.gguf")
+    assert any((before.rows[name] != after.rows[name]).any() for name in before.rows)
+
+
+def test_the_table_of_sizes_holds_for_the_files(pico_checkpoint: Path, converted: Run, tmp_path: Path) -> None:
+    (tmp_path / "bare").mkdir()
+    for path in pico_checkpoint.iterdir():
+        if path.suffix != ".safetensors":
+            shutil.copy(path, tmp_path / "bare")
+    done = run_program("plan", tmp_path / "bare", "--low-type", "Q2_K", "--json")
+    assert done.returncode == 0, done.stderr
+    table = json.loads(done.stdout)
+    plan = Plan.model_validate_json(Path(result_of(converted)["plan"]).read_bytes())
+    assert len(table["sizes"]) == 4
+    assert table["sizes"] == sorted(table["sizes"], reverse=True)
+    assert abs(table["sizes"][0] - plan.high_size_bytes) < 1000
+
+
+def wait_for(found: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + 240
+    while not found():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+def start(pico_checkpoint: Path, out: Path) -> subprocess.Popen[str]:
+    arguments = command("convert", pico_checkpoint, "--out", out, "--low-layers", 1, *QUICK, "--json")
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_killed_run_goes_on_and_gives_the_same_bytes(converted: Run, pico_checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = start(pico_checkpoint, out)
+    try:
+        wait_for(lambda: any((out / ".work" / "parts").glob("*.gguf")), process)
+    finally:
+        process.kill()
+        process.communicate()
+    final = [path.name for path in out.iterdir() if path.is_file() and not path.name.startswith(".")]
+    assert "manifest.json" not in final
+    kept = listing(out / ".work")
+    finished = {name: state for name, state in kept.items() if not Path(name).name.startswith(".")}
+    (out / ".leftover.gguf.4194305.partial").write_bytes(b"of a process that cannot be")
+    (out / ".work" / ".header.x.4194305.partial").mkdir()
+    result = result_of(run_program("convert", pico_checkpoint, "--out", out, "--low-layers", 1, *QUICK, "--json"))
+    assert "analyze" not in result["seconds"]
+    assert Path(result["model"]).read_bytes() == Path(result_of(converted)["model"]).read_bytes()
+    after = listing(out / ".work")
+    assert {name: after[name] for name in finished if name.startswith("parts/")} == {
+        name: state for name, state in finished.items() if name.startswith("parts/")
+    }
+    assert not list(out.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("moment", ["analysis", "parts"])
+def test_an_interrupted_run_says_so_and_leaves_nothing(pico_checkpoint: Path, tmp_path: Path, moment: str) -> None:
+    out = tmp_path / "out"
+    process = start(pico_checkpoint, out)
+    try:
+        if moment == "analysis":
+            wait_for((out / ".work").is_dir, process)
+            time.sleep(1)
+        else:
+            wait_for(lambda: any((out / ".work" / "parts").glob("*.gguf")), process)
+        sent = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+        taken = time.monotonic() - sent
+    finally:
+        process.kill()
+    if process.returncode == 0:
+        pytest.fail("the run was over before it could be interrupted")
+    assert process.returncode == 130, stderr
+    assert taken < 2
+    assert stdout == ""
+    assert "Traceback" not in stderr
+    assert stderr.strip().splitlines()[-1].startswith("luq-gguf: interrupted")
+    assert not list(out.rglob("*.partial"))
+    assert not [path for path in out.iterdir() if path.is_file()]
+
+
+def test_two_processes_do_not_clear_each_other_away(copy_of_converted: Path, pico_checkpoint: Path) -> None:
+    busy = copy_of_converted / f".other.gguf.{os.getppid()}.partial"
+    busy.write_bytes(b"still being written")
+    gone = copy_of_converted / ".other.gguf.4194305.partial"
+    gone.write_bytes(b"half")
+    convert(str(pico_checkpoint), copy_of_converted, replace(QUICK_SETTINGS, low_layers=1))
+    assert busy.exists()
+    assert not gone.exists()
+
+
+def test_a_bundle_holds_both_files(copy_of_converted: Path, pico_checkpoint: Path, tmp_path: Path) -> None:
+    settings = replace(QUICK_SETTINGS, low_layers=1, bundle=True)
+    made = convert(str(pico_checkpoint), copy_of_converted, settings)
+    assert made.bundle is not None
+    done = run_program("unbundle", made.bundle, "--out", tmp_path / "apart")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "apart" / made.model.name).read_bytes() == made.model.read_bytes()
+    assert (tmp_path / "apart" / made.mmproj.name).read_bytes() == made.mmproj.read_bytes()
+    again = convert(str(pico_checkpoint), copy_of_converted, settings)
+    assert (again.seconds, again.bundle) == ({}, made.bundle)
