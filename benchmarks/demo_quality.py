@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import random
 import sys
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,9 +32,9 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
-def answers_of(runtime: Runtime, scenes: int, forced: list[list[int]] | None) -> list[dict[str, object]]:
+def answers_of(runtime: Runtime, scenes: int, forced: list[list[int]] | None) -> list[dict[str, Any]]:
     """One row a question; log-probabilities along the `forced` tokens, or along the model's own answer."""
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     for number in range(scenes):
         scene = make_scene(FRESH_SEED + 1000 + number)
         image, rng = draw_scene(scene), random.Random(number)
@@ -47,7 +49,7 @@ def answers_of(runtime: Runtime, scenes: int, forced: list[list[int]] | None) ->
     return rows
 
 
-def summarize(rows: list[dict[str, object]], reference: list[dict[str, object]]) -> dict[str, object]:
+def summarize(rows: list[dict[str, Any]], reference: list[dict[str, Any]]) -> dict[str, Any]:
     right: dict[str, list[bool]] = defaultdict(list)
     same_tokens, divergences, same_answers = [], [], []
     for row, full in zip(rows, reference, strict=True):
@@ -66,6 +68,30 @@ def summarize(rows: list[dict[str, object]], reference: list[dict[str, object]])
     }
 
 
+def cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def format_results(record: dict[str, Any]) -> str:
+    """The tables of BENCHMARKS.md."""
+    kinds = QUESTION_KINDS
+    lines = ["| file | MB | " + " | ".join(kinds) + " | closed questions | same answer | same next token | KL, nats |"]
+    lines.append("|---" * (len(kinds) + 6) + "|")
+    for name, row in record["files"].items():
+        shares = [row["accuracy"][kind] for kind in kinds] + [row["closed"], row["same_answers"], row["same_tokens"]]
+        cells = " | ".join(f"{100 * share:.1f} %" for share in shares)
+        lines.append(f"| {name} | {row['size_bytes'] / 1e6:.2f} | {cells} | {row['kl_nats']:.4f} |")
+    entropy = record["scores"]["entropy"]
+    layers = range(record["scores"]["layers"])
+    lines += ["", "| layer | " + " | ".join(map(str, layers)) + " |", "|---" * (len(layers) + 1) + "|"]
+    for key, rows in entropy.items():
+        lines.append(f"| {key.replace('_', ', ')} | " + " | ".join(f"{row['mean']:.2f}" for row in rows) + " |")
+        lines.append("| ± over seeds | " + " | ".join(f"{row['spread']:.2f}" for row in rows) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="scratch folder")
@@ -77,27 +103,33 @@ def main() -> None:
     full, mmproj = pipeline.export_model(str(options.checkpoint), options.out / "16bit", "auto", "f16")
     with Runtime(full, mmproj) as runtime:
         reference = answers_of(runtime, options.scenes, None)
-    results: dict[str, object] = {"16 bits": {"size_bytes": full.stat().st_size, **summarize(reference, reference)}}
+    results: dict[str, Any] = {"16 bits": {"size_bytes": full.stat().st_size, **summarize(reference, reference)}}
     forced = [row["tokens"] for row in reference]
     for count in options.low_layers:
         settings = pipeline.Settings(low_layers=count, work=options.out / "work", keep_parts=True)
         made = pipeline.convert(str(options.checkpoint), options.out / str(count), settings)
         with Runtime(made.model, mmproj) as runtime:
             rows = answers_of(runtime, options.scenes, forced)
-        summary = {"low_layers": list(made.plan.low_layers), "size_bytes": made.plan.size_bytes}
+        summary = {
+            "low_layers": list(made.plan.low_layers),
+            "size_bytes": made.plan.size_bytes,
+            "seconds": made.seconds,
+        }
         results[f"{count} low layers"] = summary | summarize(rows, reference)
         print(count, json.dumps(results[f"{count} low layers"]), flush=True)
-    print(json.dumps(results["16 bits"]))
-    if options.json:
-        import llama_cpp
+    import llama_cpp
 
-        record = {
-            "command": " ".join(["benchmarks/demo_quality.py", *sys.argv[1:]]),
-            "versions": {"luq_gguf": __version__, "llama_cpp_python": llama_cpp.__version__},
-            "machine": platform.machine(),
-            "files": results,
-        }
+    record = {
+        "command": " ".join(["benchmarks/demo_quality.py", *sys.argv[1:]]),
+        "versions": {"luq_gguf": __version__, "llama_cpp_python": llama_cpp.__version__},
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "scores": json.loads(made.scores.model_dump_json()),
+        "files": results,
+    }
+    if options.json:
         options.json.write_text(json.dumps(record, indent=2) + "\n")
+    print(format_results(record))
 
 
 if __name__ == "__main__":
