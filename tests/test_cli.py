@@ -148,8 +148,8 @@ def write_sparse_giant(folder: Path, wanted_bytes: int) -> None:
         ffn *= 2
     build_pico(folder, layers=1)
     config = json.loads((folder / "config.json").read_text())
-    config |= {"hidden_size": hidden, "intermediate_size": ffn, "num_hidden_layers": layers, "max_window_layers": layers,
-               "num_attention_heads": 64, "num_key_value_heads": 8}  # fmt: skip
+    config |= {"hidden_size": hidden, "intermediate_size": ffn, "num_hidden_layers": layers}
+    config |= {"max_window_layers": layers, "num_attention_heads": 64, "num_key_value_heads": 8}
     config["rope_scaling"] = {"type": "mrope", "mrope_section": [16, 24, 24]}
     config["vision_config"]["out_hidden_size"] = hidden
     (folder / "config.json").write_text(json.dumps(config))
