@@ -27,7 +27,7 @@ from luq_gguf.type_names import parse_high_type, parse_low_type
 
 PLAN, SCORES, IMATRIX, MANIFEST = "plan.json", "scores.json", "imatrix.gguf", "manifest.json"
 SUMS, REFERENCE, TENSOR_TYPES = "sums.safetensors", "reference.safetensors", "tensor-types.txt"
-HEADER, MODEL = "header.gguf", "model.json"
+HEADER, MODEL = "header.bin", "model.json"
 MMPROJ_TYPES = ("f16", "bf16", "f32")
 COMPUTE_TYPES = ("auto", "bf16", "f32")
 

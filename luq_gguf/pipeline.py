@@ -165,6 +165,7 @@ def convert(model: str, out: Path, settings: Settings, progress: Progress = sile
         target = out / f"{job.name}-LUQ-{len(plan.low_layers)}of{plan.layers}-{plan.low_type}.gguf"
         with job.watch.measure("assemble"):
             assemble(parts, header, plan, target, imatrix=ImatrixNote.of(imatrix), progress=progress)
+        keep_header(job, header, calibration.name)
     check_file(job, target, plan)
     with job.watch.measure("mmproj"):
         export_vision(job.checkpoint, job.family, job.mmproj, dtype=settings.mmproj_type, progress=progress)
