@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-DEMO = ROOT / "luq_gguf" / "demo" / "checkpoint"
+DEMO = ROOT / "luq_gguf" / "demo" / "Shapes-VL-11M"
 GOLDEN = ROOT / "tests" / "golden"
 OUTPUT_TYPES = ("f16", "bf16", "f32")
 LONGEST_ARRAY = 32
