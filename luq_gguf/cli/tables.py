@@ -18,10 +18,10 @@ WIDTH = 110
 
 
 def render(*parts: Table | str) -> str:
-    """Tables and lines as plain text."""
-    console = Console(file=io.StringIO(), width=WIDTH, no_color=True, highlight=False)
+    """Tables and lines as plain text; lines stay whole, since paths and commands in them are copied."""
+    console = Console(file=io.StringIO(), width=WIDTH, no_color=True, highlight=False, markup=False, emoji=False)
     for part in parts:
-        console.print(part)
+        console.print(part, soft_wrap=isinstance(part, str))
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
     return "\n".join(line.rstrip() for line in text.rstrip().splitlines())
 
