@@ -12,16 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from luq_gguf.demo.scenes import draw_scene, make_scene
 from tests.pico import build_pico
+from tests.program import QUICK, Run
+from tests.program import run_program as run
 
 
-def run(*arguments: str | Path, timeout: float = 600) -> subprocess.CompletedProcess[str]:
-    """The installed program as a user starts it."""
-    command = [sys.executable, "-m", "luq_gguf", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
-
-
-def assert_refused(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+def assert_refused(done: Run, code: int, *words: str) -> None:
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     message = done.stderr.strip().splitlines()[-1]
@@ -106,7 +103,7 @@ BROKEN_MODELS = [
 @pytest.mark.parametrize(("break_it", "words"), BROKEN_MODELS, ids=lambda value: getattr(value, "__name__", ""))
 def test_a_broken_checkpoint_is_one_clear_line(model: Path, tmp_path: Path, break_it, words) -> None:
     break_it(model)
-    done = run("convert", model, "--out", tmp_path / "out")
+    done = run("convert", model, "--out", tmp_path / "out", *QUICK)
     assert_refused(done, 1, *words)
     assert_nothing_made(tmp_path / "out")
 
@@ -131,11 +128,11 @@ def test_an_empty_calibration_set_is_refused(model: Path, tmp_path: Path) -> Non
 
 
 def test_a_budget_below_the_smallest_file_names_the_smallest(model: Path, tmp_path: Path) -> None:
-    done = run("convert", model, "--out", tmp_path / "out", "--max-size", "10KB")
+    done = run("convert", model, "--out", tmp_path / "out", "--max-size", "10KB", *QUICK)
     assert_refused(done, 2, "10,000 bytes", "smallest")
     smallest = done.stderr.split("the smallest has ")[1].split(" bytes")[0]
     assert_nothing_made(tmp_path / "out")
-    made = run("convert", model, "--out", tmp_path / "out", "--max-size", smallest.replace(",", ""), "--json")
+    made = run("convert", model, "--out", tmp_path / "out", "--max-size", smallest.replace(",", ""), *QUICK, "--json")
     assert made.returncode == 0, made.stderr
     result = json.loads(made.stdout)
     assert Path(result["model"]).stat().st_size == result["size_bytes"] == int(smallest.replace(",", ""))
@@ -214,11 +211,49 @@ def test_a_malformed_request_is_exit_2(pico_checkpoint: Path, tmp_path: Path, ar
     assert_nothing_made(tmp_path / "out")
 
 
-@pytest.mark.parametrize("arguments", [("--max-size", "much"), ("--alpha", "1.5"), ("--no-such-option",)])
-def test_an_option_that_cannot_be_parsed_is_exit_2(tmp_path: Path, arguments) -> None:
-    done = run("convert", tmp_path, "--out", tmp_path / "out", *arguments)
+MISTYPED = [
+    (("convert", "model", "--out", "out", "--max-size", "much"), ("'much'", "3.4GiB")),
+    (("convert", "model", "--out", "out", "--alpha", "1.5"), ("--alpha",)),
+    (("convert", "model", "--out", "out", "--low-layers", "-1"), ("--low-layers",)),
+    (("convert", "model", "--out", "out", "--no-such-option"), ("--no-such-option",)),
+    (("convert", "model"), ("--out",)),
+    (("convert",), ("model",)),
+    (("transmogrify",), ("transmogrify",)),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), MISTYPED, ids=lambda value: " ".join(value[-2:]))
+def test_a_line_that_cannot_be_parsed_is_exit_2(arguments, words) -> None:
+    done = run(*arguments)
+    assert_refused(done, 2, *words, "--help")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stdout == ""
+
+
+def test_without_a_command_it_shows_the_help() -> None:
+    done = run()
     assert done.returncode == 2
-    assert "Traceback" not in done.stderr
+    assert "convert" in done.stdout
+    assert "luq-gguf:" not in done.stderr
+
+
+def test_a_max_size_above_the_largest_file_gives_that_and_says_so(
+    converted: Run, pico_checkpoint: Path, tmp_path: Path
+) -> None:
+    result = json.loads(converted.stdout)
+    shutil.copytree(Path(result["model"]).parent / ".work", tmp_path / "work")
+    arguments = ("--out", tmp_path / "out", "--work", tmp_path / "work", "--max-size", "1GiB", *QUICK)
+    done = run("convert", pico_checkpoint, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "within 1,073,741,824 already" in done.stdout
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    assert plan["low_layers"] == []
+    assert (tmp_path / "out" / f"{pico_checkpoint.name}-LUQ-0of3-Q2_K.gguf").stat().st_size == plan["high_size_bytes"]
+
+
+def test_a_record_of_another_kind_is_named(converted: Run) -> None:
+    result = json.loads(converted.stdout)
+    assert_refused(run("verify", result["model"], "--plan", result["scores"]), 1, "scores.json", "Plan")
 
 
 def test_a_model_that_is_nowhere_is_exit_1(tmp_path: Path) -> None:
@@ -249,3 +284,71 @@ def test_help_needs_no_heavy_import() -> None:
         "heavy = {'torch', 'transformers', 'llama_cpp', 'sklearn'} & set(sys.modules)\nassert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+WRONG_FILES = [
+    ("imatrix", "nowhere"),
+    ("plan", "nowhere"),
+    ("verify", "model.gguf", "--plan", "nowhere.json"),
+    ("ask", "nowhere.gguf", "What?"),
+    ("ask", "nowhere.gguf", "What?", "--image", "nowhere.png"),
+    ("bundle", "nowhere.gguf", "nowhere-too.gguf", "--out", "both.gguf"),
+    ("unbundle", "nowhere.gguf", "--out", "apart"),
+    ("bench", "nowhere.gguf"),
+    ("quantize", "nowhere.gguf", "--plan", "nowhere.json", "--imatrix", "i.gguf", "--out", "o.gguf"),
+    ("export", "nowhere", "--out", "out"),
+    ("analyze", "nowhere", "--out", "out"),
+]
+
+
+@pytest.mark.parametrize("arguments", WRONG_FILES, ids=lambda value: value[0])
+def test_a_file_that_is_nowhere_is_one_line(tmp_path: Path, monkeypatch, arguments) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    done = run(*arguments)
+    assert_refused(done, 1, "nowhere")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_answers_about_an_image(converted: Run, tmp_path: Path) -> None:
+    result = json.loads(converted.stdout)
+    draw_scene(make_scene(1)).save(tmp_path / "scene.png")
+    arguments = ("--mmproj", result["mmproj"], "--image", tmp_path / "scene.png", "--max-tokens", 4, "--threads", 1)
+    done = run("ask", result["model"], "What is this?", *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["question"] == "What is this?"
+    assert json.loads(done.stdout)["answer"]
+    assert done.stderr == ""
+    (tmp_path / "scene.png").write_bytes(b"no image")
+    assert_refused(run("ask", result["model"], "What?", *arguments), 1, "scene.png")
+    assert_refused(run("ask", result["model"], "What?", "--image", tmp_path / "scene.png"), 1, "scene.png")
+
+
+def test_bench_prints_the_speed_of_each_file(converted: Run) -> None:
+    model = json.loads(converted.stdout)["model"]
+    arguments = ("--prompt", 8, "--generate", 2, "--rounds", 1, "--threads", 1)
+    done = run("bench", model, model, *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)) == 2
+    assert Path(model).name in run("bench", model, *arguments).stdout
+
+
+def test_an_output_that_is_a_file_is_one_line(pico_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    done = run("convert", pico_checkpoint, "--out", tmp_path / "out", *QUICK)
+    assert_refused(done, 1, str(tmp_path / "out"))
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_the_table_says_what_the_json_says(converted: Run, pico_checkpoint: Path) -> None:
+    result = json.loads(converted.stdout)
+    out = Path(result["model"]).parent
+    done = run("convert", pico_checkpoint, "--out", out, "--low-layers", 1, *QUICK)
+    assert done.returncode == 0, done.stderr
+    assert f"{result['size_bytes']:,} bytes" in done.stdout
+    for entropy in result["entropy"]:
+        assert f"{entropy:.3f}" in done.stdout
+    for name in ("model", "mmproj", "plan", "scores", "imatrix"):
+        assert result[name] in done.stdout
+    assert "nothing to do" in done.stdout
