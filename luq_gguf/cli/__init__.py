@@ -18,10 +18,10 @@ UsageError = typer.BadParameter.__mro__[1]
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the program and leave with its exit code: 0 done, 1 failed, 2 cannot be met, 130 interrupted."""
-    from luq_gguf.cli.app import app
-
     given = sys.argv[1:] if arguments is None else arguments
     try:
+        from luq_gguf.cli.app import app
+
         code = app(given, standalone_mode=False, prog_name="luq-gguf")
     except (typer.Abort, KeyboardInterrupt):
         code = INTERRUPTED
