@@ -35,7 +35,9 @@ from luq_gguf.export import export_text, export_vision
 from luq_gguf.imatrix import check_coverage, mix_importance, read_imatrix, read_sums, write_imatrix, write_sums
 from luq_gguf.importance import ImatrixNote
 from luq_gguf.job import (
+    HEADER,
     IMATRIX,
+    MODEL,
     PLAN,
     REFERENCE,
     SCORES,
@@ -62,6 +64,8 @@ __all__ = [
     "quantize_file", "remix_importance", "size_table_of_model",
 ]  # fmt: skip
 
+FOR_LATER = (TENSOR_TYPES, SUMS, REFERENCE, HEADER, MODEL)
+"""What a conversion leaves beside its results for planning, mixing and judging again."""
 SMALL_MODEL_BYTES = 2 * 2**30
 
 
@@ -342,7 +346,7 @@ def finish(job: Job, request: str, result: Conversion) -> None:
         name=job.name,
         settings=plain_settings(job.settings),
         versions=versions(),
-        files=record_files([*result.files(), *(job.out / name for name in (SUMS, REFERENCE, TENSOR_TYPES))]),
+        files=record_files([*result.files(), *(job.out / name for name in FOR_LATER)]),
         layer_bytes=result.layer_bytes,
         seconds=result.seconds,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import traceback
 from typing import Any, NoReturn
@@ -30,8 +31,16 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except Exception as error:  # the last boundary: a line for the user, the trace only when asked for
         code = _failed(error, debug="--debug" in given)
     if code == INTERRUPTED:
-        _say("interrupted; what was finished is kept, the same command goes on from there")
+        _leave_interrupted()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _leave_interrupted() -> NoReturn:
+    """Leave at once: where Ctrl-C came during an `exec`, Python would end itself by the signal, not with 130."""
+    _say("interrupted; what was finished is kept, the same command goes on from there")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(INTERRUPTED)
 
 
 def _failed(error: Exception, *, debug: bool) -> int:
