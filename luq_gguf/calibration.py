@@ -13,15 +13,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from luq_gguf.demo import FRESH_SEED
 from luq_gguf.demo.scenes import draw_scene, make_scene, talk_about, talk_without_picture
 from luq_gguf.errors import CalibrationError, ImageError
-from luq_gguf.images import load_image
-
-if TYPE_CHECKING:
-    from PIL import Image
+from luq_gguf.images import Picture, load_image
 
 HELD_OUT_SHARE = 0.2
 DRAWN_SCENES = 96
@@ -39,13 +36,13 @@ class Sample:
     id: str
     question: str = ""
     answer: str | None = None
-    image: Image.Image | None = None
+    picture: Picture | None = None
     text: str | None = None
 
     @property
     def kind(self) -> str:
         """What it is for the shares: with an image, a question without one, or plain text."""
-        return "image" if self.image is not None else "text" if self.text is not None else "question"
+        return "image" if self.picture is not None else "text" if self.text is not None else "question"
 
 
 @dataclass(frozen=True)
@@ -96,7 +93,7 @@ def draw_samples() -> list[Sample]:
     for number in range(DRAWN_SCENES):
         scene = make_scene(BUILT_IN_SEED + number)
         question = talk_about(scene, turns=1)[0]
-        drawn.append(Sample(f"scene-{number}", question.text, question.answer, draw_scene(scene)))
+        drawn.append(Sample(f"scene-{number}", question.text, question.answer, Picture.of(draw_scene(scene))))
     for number in range(DRAWN_TALKS):
         question = talk_without_picture(BUILT_IN_SEED + number, turns=1)[0]
         drawn.append(Sample(f"talk-{number}", question.text, question.answer))
@@ -163,13 +160,13 @@ def _is_text(value: str) -> bool:
     return bool(value.strip()) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
-def _read_image(path: Path, where: str, name: str) -> Image.Image:
+def _read_image(path: Path, where: str, name: str) -> Picture:
     folder = path.parent.resolve()
     try:
         image = (folder / name).resolve()
         if not image.is_relative_to(folder):
             raise CalibrationError(f"{where}: {name} leads out of the file's folder", hint="put images beside the file")
-        return load_image(image, name)
+        return Picture.of(load_image(image, name), name)
     except ImageError as error:
         raise ImageError(f"{where}: {error.message}", path=error.path, hint=error.hint) from error
     except (OSError, ValueError, RuntimeError) as error:  # a path that cannot be resolved
@@ -209,13 +206,13 @@ def _digest(*groups: Sequence[Sample]) -> str:
     for group in groups:
         for sample in group:
             digest.update(json.dumps([sample.id, sample.question, sample.answer, sample.text]).encode())
-            if sample.image is not None:
-                digest.update(repr(sample.image.size).encode() + sample.image.tobytes())
+            if sample.picture is not None:
+                digest.update(sample.picture.key.encode())
         digest.update(b"|")
     return digest.hexdigest()
 
 
 def messages_of(sample: Sample) -> list[dict[str, Any]]:
     """The question as chat messages, with a place for the image."""
-    content: list[dict[str, str]] = [{"type": "image"}] if sample.image is not None else []
+    content: list[dict[str, str]] = [{"type": "image"}] if sample.picture is not None else []
     return [{"role": "user", "content": [*content, {"type": "text", "text": sample.question}]}]

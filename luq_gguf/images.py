@@ -5,9 +5,12 @@ Images are brought to the grid here, once, so that transformers and llama.cpp se
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +29,25 @@ MIN_IMAGE_TOKENS = 8
 """llama.cpp enlarges an image of fewer tokens."""
 MAX_IMAGE_TOKENS = 1024
 """Enough for calibration and questions; what a larger image costs in time grows with its square."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image that is read when it is needed, so that many of them take no memory.
+
+    `name` stands for it in messages; `key` is a SHA-256 in hex that changes with its content; `read` gives it as
+    upright 8-bit RGB.
+    """
+
+    name: str
+    key: str
+    read: Callable[[], Image.Image]
+
+    @classmethod
+    def of(cls, image: Image.Image, name: str = "the image") -> Picture:
+        """A picture that is in memory already."""
+        key = hashlib.sha256(f"{image.mode} {image.size}".encode() + image.tobytes()).hexdigest()
+        return cls(name, key, lambda: image)
 
 
 def load_image(source: Path | bytes, name: str | None = None) -> Image.Image:

@@ -69,8 +69,8 @@ class PromptMaker:
             return [self._finish(name, piece, None, None, 0) for name, piece in zip(names, pieces, strict=True)]
         prompt = render_chat(self.template, messages_of(sample))
         fitted, grid = None, None
-        if sample.image is not None:
-            fitted = fit_to_grid(sample.image, *grid_limits(self.family.image_grid))
+        if sample.picture is not None:
+            fitted = fit_to_grid(sample.picture.read(), *grid_limits(self.family.image_grid))
             factor = self.family.image_factor
             grid = (fitted.height // factor, fitted.width // factor)
             prompt = prompt.replace(self.image_token, self.image_token * (grid[0] * grid[1]), 1)

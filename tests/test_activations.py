@@ -22,6 +22,7 @@ from luq_gguf.entropy import measure_entropy, token_rank
 from luq_gguf.errors import CheckpointError, TensorError
 from luq_gguf.families import find_family
 from luq_gguf.families.qwen_vl_modules import positions_of
+from luq_gguf.images import Picture
 from luq_gguf.imatrix import weights_of
 from tests.pico import build_pico
 
@@ -35,7 +36,7 @@ LAYERS = 3
 
 def picture(number: int, size: tuple[int, int]) -> Sample:
     image = draw_scene(make_scene(number)).resize(size)
-    return Sample(f"picture-{number}", f"What is {number} in the picture?", "red circle", image)
+    return Sample(f"picture-{number}", f"What is {number} in the picture?", "red circle", Picture.of(image))
 
 
 COUNTED = (
@@ -72,7 +73,7 @@ class Oracle:
         """Token vectors at a site, by the rank that decides which ones are taken."""
         ranks, found = [], []
         for sample in COUNTED:
-            if (sample.image is not None) == (tokens == "multimodal"):
+            if (sample.picture is not None) == (tokens == "multimodal"):
                 rows = self.sites[site][sample.id]
                 ranks.append(token_rank(sample.id, len(rows), seed))
                 found.append(rows)
@@ -84,13 +85,13 @@ def tokens_of(sample: Sample, tokenizer, processor) -> tuple[list[int], list[int
     if sample.text is not None:
         return tokenizer(sample.text, add_special_tokens=False)["input_ids"], [], {}
     content = [{"type": "text", "text": sample.question}]
-    if sample.image is not None:
+    if sample.picture is not None:
         content.insert(0, {"type": "image"})
     messages = [{"role": "user", "content": content}]
     prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     extra = {}
-    if sample.image is not None:
-        made = processor(images=[sample.image], return_tensors="pt")
+    if sample.picture is not None:
+        made = processor(images=[sample.picture.read()], return_tensors="pt")
         count = int(made["image_grid_thw"][0].prod()) // 4
         prompt = prompt.replace("<|image_pad|>", "<|image_pad|>" * count)
         extra = {"pixel_values": made["pixel_values"], "image_grid_thw": made["image_grid_thw"]}
@@ -137,7 +138,7 @@ def run_whole_model(folder: Path) -> Oracle:
         )
         oracle.positions[current] = positions[:, 0].numpy()
         oracle.grids[current] = None if grid is None else (int(grid[0, 1]) // 2, int(grid[0, 2]) // 2)
-        oracle.kinds[current] = np.where(types[0], "image", "text" if sample.image is None else "multimodal_text")
+        oracle.kinds[current] = np.where(types[0], "image", "text" if sample.picture is None else "multimodal_text")
         oracle.logits[current], oracle.answers[current] = made.logits[0].numpy(), answer
     return oracle
 
@@ -351,7 +352,7 @@ def test_the_seed_changes_only_the_choice_of_tokens(pico_checkpoint: Path, run: 
 
 
 def test_the_same_picture_goes_through_the_tower_once(pico_checkpoint: Path):
-    same = [Sample(f"s{number}", f"{number}?", None, COUNTED[0].image) for number in range(3)]
+    same = [Sample(f"s{number}", f"{number}?", None, COUNTED[0].picture) for number in range(3)]
     calls = []
     run_analysis(
         pico_checkpoint, CalibrationSet("same", tuple(same), (), ""), compute_type="f32",

@@ -13,6 +13,7 @@ from PIL import Image
 from luq_gguf.calibration import BUILT_IN_SEED, DRAWN_SCENES, Sample, load_calibration, messages_of
 from luq_gguf.demo.scenes import draw_scene, make_scene, talk_about
 from luq_gguf.errors import CalibrationError, ImageError
+from luq_gguf.images import Picture
 
 
 def write_rows(path: Path, rows: list[object]) -> Path:
@@ -41,9 +42,9 @@ def test_the_built_in_set_is_drawn_and_the_same_every_time():
     question = talk_about(scene, turns=1)[0]
     sample = everything["scene-3"]
     assert (sample.question, sample.answer) == (question.text, question.answer)
-    assert sample.image is not None
-    assert sample.image.tobytes() == draw_scene(scene).tobytes()
-    assert len({sample.image.tobytes() for sample in everything.values() if sample.image}) == DRAWN_SCENES
+    assert sample.picture is not None
+    assert sample.picture.read().tobytes() == draw_scene(scene).tobytes()
+    assert len({sample.picture.key for sample in everything.values() if sample.picture}) == DRAWN_SCENES
 
 
 def test_the_held_out_part_depends_on_the_seed():
@@ -65,10 +66,10 @@ def test_rows_become_samples(tmp_path):
     found = load_calibration(write_rows(tmp_path / "c.jsonl", rows), held_out_share=0)
     samples = {sample.question or sample.text: sample for sample in found.samples}
     assert set(samples) == {"What color?", "And the size?", "One plus one?", "Call me Ishmael. \u00e4\u4e2d"}
-    assert samples["What color?"].image.size == (5, 7)
+    assert samples["What color?"].picture.read().size == (5, 7)
     assert samples["What color?"].answer == "red"
     assert samples["And the size?"].answer is None
-    assert samples["One plus one?"].image is None
+    assert samples["One plus one?"].picture is None
     assert (found.name, found.held_out, found.skipped) == ("c.jsonl", (), 0)
 
 
@@ -195,6 +196,6 @@ def test_the_digest_covers_the_pixels(tmp_path):
 
 
 def test_messages_have_the_image_before_the_question():
-    with_image = messages_of(Sample("a", "What?", image=Image.new("RGB", (4, 4))))
+    with_image = messages_of(Sample("a", "What?", picture=Picture.of(Image.new("RGB", (4, 4)))))
     assert [part["type"] for part in with_image[0]["content"]] == ["image", "text"]
     assert [part["type"] for part in messages_of(Sample("a", "What?"))[0]["content"]] == ["text"]

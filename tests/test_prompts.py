@@ -19,6 +19,7 @@ from luq_gguf.chat import render_chat
 from luq_gguf.checkpoint import Checkpoint
 from luq_gguf.errors import CalibrationError, CheckpointError
 from luq_gguf.families import find_family
+from luq_gguf.images import Picture
 from luq_gguf.prompts import PromptMaker, read_template
 from tests.pico import CHAT_TEMPLATE, build_pico
 
@@ -49,7 +50,7 @@ def folder(pico_checkpoint: Path, tmp_path: Path) -> Path:
 def expected_ids(tokenizer, sample: Sample, image_tokens: int = 0) -> list[int]:
     """Transformers' own conversation, question and answer, with the place of the image filled."""
     content = [{"type": "text", "text": sample.question}]
-    if sample.image is not None:
+    if sample.picture is not None:
         content.insert(0, {"type": "image"})
     messages = [{"role": "user", "content": content}]
     opened = sample.answer is None
@@ -73,7 +74,7 @@ def test_questions_become_transformers_tokens(maker, tokenizer, question):
 
 @pytest.mark.parametrize(("size", "grid"), [((112, 112), (4, 4)), ((140, 84), (3, 5)), ((400, 150), (5, 14))])
 def test_an_image_fills_its_place(maker, tokenizer, size, grid):
-    sample = Sample("s", "What is in the picture?", "a red circle", Image.new("RGB", size, "red"))
+    sample = Sample("s", "What is in the picture?", "a red circle", Picture.of(Image.new("RGB", size, "red")))
     (found,) = maker.tokenize(sample)
     count = grid[0] * grid[1]
     assert found.grid == grid
@@ -110,7 +111,7 @@ def test_a_long_text_is_cut_into_samples_that_lose_nothing(maker, tokenizer):
     [
         Sample("s", f"What is {IMAGE_TOKEN}?"),
         Sample("s", "Who?", IMAGE_TOKEN),
-        Sample("s", f"What is {IMAGE_TOKEN}?", image=Image.new("RGB", (112, 112))),
+        Sample("s", f"What is {IMAGE_TOKEN}?", picture=Picture.of(Image.new("RGB", (112, 112)))),
         Sample("s", text=f"before {IMAGE_TOKEN} after"),
         Sample("s", "word " * 2000),
     ],
@@ -124,7 +125,7 @@ def test_image_tokens_in_texts_and_endless_questions_are_refused(maker, sample):
 def test_a_template_that_forgets_the_image_is_refused(folder: Path):
     (folder / "chat_template.jinja").write_text("{{ messages[0]['content'][-1]['text'] }}")
     with pytest.raises(CalibrationError, match="0 image tokens"):
-        maker_of(folder).tokenize(Sample("s", "Who?", image=Image.new("RGB", (112, 112))))
+        maker_of(folder).tokenize(Sample("s", "Who?", picture=Picture.of(Image.new("RGB", (112, 112)))))
 
 
 def test_both_forms_of_a_checkpoint_have_the_same_template(pico_checkpoint: Path, tmp_path: Path):

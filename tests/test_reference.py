@@ -133,13 +133,16 @@ def test_llama_cpp_says_the_same_of_the_same_pixels_and_tokens(pico_checkpoint, 
     found = analyze(checkpoint, family, calibration, compute_type="f32").reference
     export_text(checkpoint, family, tmp_path / "text.gguf", dtype="f32")
     export_vision(checkpoint, family, tmp_path / "vision.gguf", dtype="f32")
-    assert {sample.image is None for sample in calibration.held_out} == {True, False}
+    assert {sample.picture is None for sample in calibration.held_out} == {True, False}
     assert found.samples == tuple(sample.id for sample in calibration.held_out)
     with Runtime(tmp_path / "text.gguf", tmp_path / "vision.gguf", threads=1) as runtime:
         for number, sample in enumerate(calibration.held_out):
             rows = slice(found.starts[number], found.starts[number + 1])
             answer = found.answers[rows].tolist()
-            logits = [runtime.start(sample.question, sample.image), *runtime.extend(answer[:-1])]
+            logits = [
+                runtime.start(sample.question, sample.picture and sample.picture.read()),
+                *runtime.extend(answer[:-1]),
+            ]
             expected = torch.from_numpy(np.stack(logits)).double().log_softmax(dim=1).numpy()
             said = np.take_along_axis(expected, found.top[rows].astype(np.int64), axis=1)
             np.testing.assert_allclose(found.log_probabilities[rows], said, atol=0.02)

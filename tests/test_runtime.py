@@ -150,12 +150,14 @@ def test_the_reference_is_what_the_16_bit_file_says(demo_files: tuple[Path, Path
     reference = analyze(
         checkpoint, find_family(checkpoint.config, checkpoint), calibration, compute_type="f32"
     ).reference
-    assert {sample.image is None for sample in calibration.held_out} == {True, False}
+    assert {sample.picture is None for sample in calibration.held_out} == {True, False}
     with Runtime(*demo_files, threads=1, context=1024) as runtime:
         for number, sample in enumerate(calibration.held_out):
             places = slice(reference.starts[number], reference.starts[number + 1])
             answer = reference.answers[places].tolist()
-            logits = np.stack([runtime.start(sample.question, sample.image), *runtime.extend(answer[:-1])])
+            logits = np.stack(
+                [runtime.start(sample.question, sample.picture and sample.picture.read()), *runtime.extend(answer[:-1])]
+            )
             said = torch.from_numpy(logits).double().log_softmax(dim=1).numpy()
             top = reference.top[places].astype(np.int64)
             kept = reference.log_probabilities[places]
