@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luq_gguf.artifacts import MODALITIES, EntropyRow, LayerScores
-from luq_gguf.calibration import CalibrationSet
 from luq_gguf.checkpoint import Checkpoint
 from luq_gguf.entropy import choose_tokens, entropy_warning, measure_entropy, order_stability, token_rank
 from luq_gguf.errors import CheckpointError
@@ -26,6 +25,7 @@ from luq_gguf.imatrix import Sums
 from luq_gguf.progress import Progress, silent
 from luq_gguf.prompts import IMAGE, PromptMaker, TokenizedSample
 from luq_gguf.reference import Reference, score_answers
+from luq_gguf.samples import CalibrationSet
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,6 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from luq_gguf.demo import FRESH_SEED
 from luq_gguf.demo.scenes import draw_scene, make_scene, talk_about, talk_without_picture
 from luq_gguf.errors import CalibrationError, ImageError
 from luq_gguf.images import Picture, load_image
+from luq_gguf.samples import CalibrationSet, Sample
 
 HELD_OUT_SHARE = 0.2
 DRAWN_SCENES = 96
@@ -27,36 +27,6 @@ BUILT_IN_SEED = FRESH_SEED // 2
 """Scenes from this seed on are neither those of the demo model's training nor those that it is judged by."""
 KEYS = ("image", "question", "answer", "text")
 FORMS = '{"image", "question", "answer"}, {"question", "answer"} or {"text"}'
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One prompt, with an image or without, and its answer where there is one; or a plain `text`."""
-
-    id: str
-    question: str = ""
-    answer: str | None = None
-    picture: Picture | None = None
-    text: str | None = None
-
-    @property
-    def kind(self) -> str:
-        """What it is for the shares: with an image, a question without one, or plain text."""
-        return "image" if self.picture is not None else "text" if self.text is not None else "question"
-
-
-@dataclass(frozen=True)
-class CalibrationSet:
-    """Samples to measure on, samples to judge by, and what names them: `digest` changes with their content.
-
-    `skipped` counts the rows that could not be used; both groups are in an order that does not depend on the file's.
-    """
-
-    name: str
-    samples: tuple[Sample, ...]
-    held_out: tuple[Sample, ...]
-    digest: str
-    skipped: int = 0
 
 
 def load_calibration(
@@ -205,14 +175,8 @@ def _digest(*groups: Sequence[Sample]) -> str:
     digest = hashlib.sha256()
     for group in groups:
         for sample in group:
-            digest.update(json.dumps([sample.id, sample.question, sample.answer, sample.text]).encode())
+            digest.update(json.dumps([sample.id, sample.turns, sample.question, sample.answer, sample.text]).encode())
             if sample.picture is not None:
                 digest.update(sample.picture.key.encode())
         digest.update(b"|")
     return digest.hexdigest()
-
-
-def messages_of(sample: Sample) -> list[dict[str, Any]]:
-    """The question as chat messages, with a place for the image."""
-    content: list[dict[str, str]] = [{"type": "image"}] if sample.picture is not None else []
-    return [{"role": "user", "content": [*content, {"type": "text", "text": sample.question}]}]

@@ -28,7 +28,7 @@ from luq_gguf.artifacts import (
 )
 from luq_gguf.assemble import assemble
 from luq_gguf.bundle import bundle
-from luq_gguf.calibration import CalibrationSet, load_calibration
+from luq_gguf.calibration import load_calibration
 from luq_gguf.checkpoint import resolve_model
 from luq_gguf.errors import ArtifactError, GGUFError
 from luq_gguf.export import export_text, export_vision
@@ -56,6 +56,7 @@ from luq_gguf.plan import choose_order, is_weight, layer_of, tensor_types_text
 from luq_gguf.progress import Progress, silent
 from luq_gguf.quantize import make_part, part_key, quantize_gguf
 from luq_gguf.quantizer import Quantizer
+from luq_gguf.samples import CalibrationSet
 from luq_gguf.type_names import UNQUANTIZED
 from luq_gguf.verify import verify_types
 

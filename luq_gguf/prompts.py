@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luq_gguf.artifacts import MODALITIES
-from luq_gguf.calibration import Sample, messages_of
 from luq_gguf.chat import render_chat
 from luq_gguf.checkpoint import Checkpoint
 from luq_gguf.errors import CalibrationError, CheckpointError
 from luq_gguf.families.base import Family
 from luq_gguf.images import fit_to_grid, grid_limits
+from luq_gguf.samples import Sample, messages_of
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -15,7 +15,6 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from luq_gguf import activations
 from luq_gguf.activations import Analysis, analyze, resolve_compute_type
 from luq_gguf.artifacts import MODALITIES
-from luq_gguf.calibration import CalibrationSet, Sample
 from luq_gguf.checkpoint import Checkpoint
 from luq_gguf.demo.scenes import draw_scene, make_scene
 from luq_gguf.entropy import measure_entropy, token_rank
@@ -24,6 +23,7 @@ from luq_gguf.families import find_family
 from luq_gguf.families.qwen_vl_modules import positions_of
 from luq_gguf.images import Picture
 from luq_gguf.imatrix import weights_of
+from luq_gguf.samples import CalibrationSet, Sample
 from tests.pico import build_pico
 
 WEIGHTS = {

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from luq_gguf.calibration import BUILT_IN_SEED, DRAWN_SCENES, Sample, load_calibration, messages_of
+from luq_gguf.calibration import BUILT_IN_SEED, DRAWN_SCENES, load_calibration
 from luq_gguf.demo.scenes import draw_scene, make_scene, talk_about
 from luq_gguf.errors import CalibrationError, ImageError
 from luq_gguf.images import Picture
+from luq_gguf.samples import Sample, messages_of
 
 
 def write_rows(path: Path, rows: list[object]) -> Path:
@@ -199,3 +200,13 @@ def test_messages_have_the_image_before_the_question():
     with_image = messages_of(Sample("a", "What?", picture=Picture.of(Image.new("RGB", (4, 4)))))
     assert [part["type"] for part in with_image[0]["content"]] == ["image", "text"]
     assert [part["type"] for part in messages_of(Sample("a", "What?"))[0]["content"]] == ["text"]
+
+
+def test_earlier_turns_stand_before_the_question_and_the_image_in_the_first():
+    picture = Picture.of(Image.new("RGB", (4, 4)))
+    found = messages_of(Sample("a", "And now?", picture=picture, turns=(("What?", "This."), ("Where?", "There."))))
+    texts = [(message["role"], message["content"][-1]["text"]) for message in found]
+    assert texts == [
+        ("user", "What?"), ("assistant", "This."), ("user", "Where?"), ("assistant", "There."), ("user", "And now?"),
+    ]  # fmt: skip
+    assert [len(message["content"]) for message in found] == [2, 1, 1, 1, 1]

@@ -14,13 +14,14 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from luq_gguf.artifacts import MODALITIES
-from luq_gguf.calibration import Sample, load_calibration
+from luq_gguf.calibration import load_calibration
 from luq_gguf.chat import render_chat
 from luq_gguf.checkpoint import Checkpoint
 from luq_gguf.errors import CalibrationError, CheckpointError
 from luq_gguf.families import find_family
 from luq_gguf.images import Picture
 from luq_gguf.prompts import PromptMaker, read_template
+from luq_gguf.samples import Sample
 from tests.pico import CHAT_TEMPLATE, build_pico
 
 IMAGE_TOKEN, END_TOKEN = "<|image_pad|>", "<|im_end|>"
