@@ -1,5 +1,5 @@
 """`python -m luq_gguf`."""
 
-from luq_gguf.cli import main
+from luq_gguf.guard import main
 
 main()

@@ -9,16 +9,15 @@ from __future__ import annotations
 import collections
 import contextlib
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from luq_gguf.children import child_environment
 from luq_gguf.errors import QuantizeError
 
 RESULT = "@luq-result "
@@ -99,7 +98,7 @@ class Quantizer:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C reaches the owner only, which then kills the child
-                env={**os.environ, "GGML_NO_BACKTRACE": "1", "PYTHONPATH": _import_path()},
+                env=child_environment(),
             )
         return self._process
 
@@ -108,12 +107,6 @@ class Quantizer:
         code = process.wait() if process is not None else 0
         self.close()
         return f"its process ended by {signal.Signals(-code).name}" if code < 0 else f"its process ended with {code}"
-
-
-def _import_path() -> str:
-    """Where the child finds this package and its dependencies, whatever folder the owner runs in."""
-    package_root = str(Path(__file__).resolve().parent.parent)
-    return os.pathsep.join([package_root, *(folder for folder in sys.path if folder)])
 
 
 def _failure(job: Mapping[str, Any], tail: collections.deque[str], reason: str) -> QuantizeError:

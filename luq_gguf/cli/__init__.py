@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 import typer
 
 from luq_gguf.errors import LuqError
+from luq_gguf.guard import INTERRUPTED
 
-INTERRUPTED = 130
 UsageError = typer.BadParameter.__mro__[1]
 """Of click; typer carries a copy of it in some versions and takes the installed one in others."""
 
@@ -31,16 +31,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except Exception as error:  # the last boundary: a line for the user, the trace only when asked for
         code = _failed(error, debug="--debug" in given)
     if code == INTERRUPTED:
-        _leave_interrupted()
+        os._exit(INTERRUPTED)  # at once: where Ctrl-C came during an `exec`, Python would end itself by the signal
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _leave_interrupted() -> NoReturn:
-    """Leave at once: where Ctrl-C came during an `exec`, Python would end itself by the signal, not with 130."""
-    _say("interrupted; what was finished is kept, the same command goes on from there")
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(INTERRUPTED)
 
 
 def _failed(error: Exception, *, debug: bool) -> int:
