@@ -7,18 +7,19 @@ log-probabilities at the held-out answers. Only one layer is in memory, and all 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from luq_gguf.analysis_state import LAYERS, AnalysisState, LayerState
 from luq_gguf.artifacts import MODALITIES, EntropyRow, LayerScores
 from luq_gguf.checkpoint import Checkpoint
 from luq_gguf.entropy import choose_tokens, entropy_warning, measure_entropy, order_stability, token_rank
-from luq_gguf.errors import CheckpointError
+from luq_gguf.errors import ArtifactError, CheckpointError
 from luq_gguf.families.base import Family
 from luq_gguf.images import patchify
 from luq_gguf.imatrix import Sums
@@ -69,16 +70,18 @@ def analyze(
     seed: int = 0,
     progress: Progress = silent,
     input_entropy: bool = False,
+    keep: Path | None = None,
 ) -> Analysis:
     """One pass over the decoder with all samples; the order of the samples does not change the result.
 
-    Held-out samples go into the reference only. Raises CheckpointError where activations are not finite, and
-    whatever the checkpoint's tensors raise.
+    Held-out samples go into the reference only. In the folder `keep` the state is kept after every picture and layer,
+    and an earlier one is gone on from: its name must change with everything that the result depends on. Raises
+    CheckpointError where activations are not finite, and whatever the checkpoint's tensors raise.
     """
     import torch
 
     with torch.inference_mode():
-        analysis = _Pass(checkpoint, family, calibration, resolve_compute_type(compute_type), seed, progress)
+        analysis = _Pass(checkpoint, family, calibration, resolve_compute_type(compute_type), seed, progress, keep)
         return analysis.run(input_entropy=input_entropy)
 
 
@@ -138,6 +141,7 @@ class _Pass:
         compute_type: str,
         seed: int,
         progress: Progress,
+        keep: Path | None,
     ) -> None:
         import torch
 
@@ -149,26 +153,59 @@ class _Pass:
         self.counted, self.held_out = maker.all_of(calibration.samples), maker.all_of(calibration.held_out)
         self.collector = Collector()
         self.rows: dict[str, list[EntropyRow]] = {}
+        self.kept = AnalysisState(keep)
 
     def run(self, *, input_entropy: bool) -> Analysis:
-        batches = self._batches()
+        state = self.kept.layers()
+        batches = self._batches(started=state is not None)
         chosen = self._choose_tokens(batches)
         total = self.family.layers
-        for index in range(total):
+        if state is None:
+            self.kept.require_room(sum(batch.states.nbytes for batch in batches))
+        else:
+            self._go_on(state, batches)
+        for index in range(state.done if state else 0, total):
             self.progress("analyze", index, total)
             inputs = self._run_layer(index, batches, keep_inputs=input_entropy)
             if input_entropy:
                 self._measure("input", inputs, chosen)
             self._measure("output", [batch.states for batch in batches], chosen)
+            self._keep(index + 1, batches)
         self.progress("analyze", total, total)
         reference = self._finish(batches)
         sums = Sums(self.collector.squares, self.collector.counts, self.calibration.name)
         return Analysis(self._scores(), sums, reference)
 
-    def _batches(self) -> list[Batch]:
-        """All samples by length, so that little is padding; equal lengths by id, so that their order is their own."""
+    def _keep(self, done: int, batches: list[Batch]) -> None:
+        squares = {
+            f"{name}|{key}": _as_tensor(row)
+            for name, by_modality in self.collector.squares.items()
+            for key, row in by_modality.items()
+        }
+        states = [batch.states for batch in batches]
+        self.kept.keep_layers(LayerState(done, states, squares, self.collector.counts, self.rows))
+
+    def _go_on(self, state: LayerState, batches: list[Batch]) -> None:
+        """Take the place of a run that was killed after some layers."""
+        if [batch.states.shape for batch in batches] != [states.shape for states in state.states]:
+            raise ArtifactError(
+                f"{self.kept.folder} holds the state of another analysis", path=Path(LAYERS), hint="delete that folder"
+            )
+        for batch, states in zip(batches, state.states, strict=True):
+            batch.states = states
+        for key, row in state.squares.items():
+            name, _, modality = key.rpartition("|")
+            self.collector.squares.setdefault(name, {})[modality] = row.numpy()
+        self.collector.counts, self.rows = state.counts, state.rows
+
+    def _batches(self, *, started: bool) -> list[Batch]:
+        """All samples by length, so that little is padding; equal lengths by id, so that their order is their own.
+
+        Where a run has `started` on the layers, the features of the pictures are in its states already.
+        """
+        features = {} if started else self._image_features([*self.counted, *self.held_out])
+        self.counted, self.held_out = _without_images(self.counted), _without_images(self.held_out)
         samples = sorted([*self.counted, *self.held_out], key=lambda sample: (len(sample.ids), sample.id))
-        features = self._image_features(samples)
         counted = {sample.id for sample in self.counted}
         groups: list[list[TokenizedSample]] = [[]]
         for sample in samples:
@@ -181,17 +218,18 @@ class _Pass:
         """Features by sample; equal pictures go through the vision tower once."""
         import torch
 
-        keys = {s.id: hashlib.sha256(repr(s.grid).encode() + s.image.tobytes()).digest() for s in samples if s.image}
+        keys = {s.id: hashlib.sha256(repr(s.grid).encode() + s.image.tobytes()).hexdigest() for s in samples if s.image}
         pictures = {keys[sample.id]: sample for sample in samples if sample.image}
-        if not pictures:
-            return {}
-        features = {}
-        found = self.modules.image_features(patchify(s.image, self.family) for s in pictures.values() if s.image)
-        for done, (key, rows) in enumerate(zip(pictures, found, strict=True)):
-            if not torch.isfinite(rows).all():
-                raise self._not_finite(f"the vision tower's output for sample {pictures[key].id}")
-            features[key] = rows
-            self.progress("images", done + 1, len(pictures))
+        features = {key: rows for key in pictures if (rows := self.kept.features(key)) is not None}
+        missing = {key: sample for key, sample in pictures.items() if key not in features}
+        if missing:
+            found = self.modules.image_features(patchify(s.image, self.family) for s in missing.values() if s.image)
+            for key, rows in zip(missing, found, strict=True):
+                if not torch.isfinite(rows).all():
+                    raise self._not_finite(f"the vision tower's output for sample {pictures[key].id}")
+                features[key] = rows
+                self.kept.keep_features(key, rows)
+                self.progress("images", len(features), len(pictures))
         return {name: features[key] for name, key in keys.items()}
 
     def _batch(self, group: list[TokenizedSample], features: dict[str, torch.Tensor], counted: set[str]) -> Batch:
@@ -317,6 +355,18 @@ class _Pass:
             seed=self.seed,
             warnings=tuple(_warnings(rows, self.calibration)),
         )
+
+
+def _without_images(samples: Iterable[TokenizedSample]) -> list[TokenizedSample]:
+    """The same samples, whose images have become features and need no memory any more."""
+    return [replace(sample, image=None) for sample in samples]
+
+
+def _as_tensor(row: NDArray[np.float64]) -> torch.Tensor:
+    """A row as a tensor, without a copy."""
+    import torch
+
+    return torch.from_numpy(row)
 
 
 def _locate(found: list[tuple[NDArray[np.uint64], int, int]], batches: int) -> ChosenTokens:

@@ -19,12 +19,17 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import psutil
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from luq_gguf.errors import ArtifactError, DiskSpaceError
+from luq_gguf.errors import ArtifactError, BusyError, DiskSpaceError
 
 MODALITIES = ("image", "multimodal_text", "text")
 """Kinds of tokens: of an image; text in a sample that has an image; text of a text-only sample."""
+
+
+LOCK = "lock"
+"""The file that a run holds locked in a folder that it works in; it stays there, empty."""
 
 
 class Record(BaseModel):
@@ -147,12 +152,40 @@ def remove_stale(folder: Path) -> None:
     """Remove what `atomic_path` and `scratch_folder` of processes that are gone left in a folder."""
     for path in folder.glob(".*.partial"):
         owner = re.search(r"\.(\d+)\.partial$", path.name)
-        if owner is None or psutil.pid_exists(int(owner[1])):
+        if owner is None or _is_running(int(owner[1])):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    """Whether a process does anything still; a dead one that nobody waited for does not."""
+    try:
+        return bool(psutil.Process(process).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder for the length of the block; the lock ends with the process.
+
+    Raises BusyError where another run holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise BusyError(
+            f"another run is working in {folder}", path=folder, hint="wait for it to end, or give another folder"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _flush_folder(folder: Path) -> None:

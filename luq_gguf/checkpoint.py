@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luq_gguf import safetensors_index as index
+from luq_gguf.artifacts import sha256_of
 from luq_gguf.errors import CheckpointError, TensorError
 from luq_gguf.safetensors_index import TensorInfo
 
@@ -24,6 +25,7 @@ __all__ = ["Checkpoint", "TensorInfo", "resolve_model"]
 
 STORED: dict[str, np.dtype[Any]] = {"BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
 """numpy's type of the stored values; bf16 as raw bits."""
+INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 DOWNLOADED = ["*.safetensors", "*.json", "*.txt", "*.jinja", "tokenizer.model", "README.md"]
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -38,17 +40,22 @@ class Checkpoint:
 
     `tensors` has the names as they stand in the files. `digest` is a SHA-256 over all small text files
     of the folder, the shards' headers and sizes, and a few bytes of every tensor: it stays the same when the folder
-    moves, and changes when the model is trained further.
+    moves, and changes when the model is trained further. `fingerprint` also changes with the shards' times of change
+    (or, where `open` was told to check all, with any byte): what is reused on this machine goes by it.
     """
 
     folder: Path
     config: dict[str, Any]
     tensors: dict[str, TensorInfo]
     digest: str
+    fingerprint: str = ""
 
     @classmethod
-    def open(cls, folder: Path) -> Checkpoint:
-        """Read config and headers; raises CheckpointError with what is wrong with the folder."""
+    def open(cls, folder: Path, *, check_all: bool = False) -> Checkpoint:
+        """Read config and headers; raises CheckpointError with what is wrong with the folder.
+
+        `check_all` reads and hashes every byte of the shards, where times of change cannot be trusted.
+        """
         if not folder.is_dir():
             raise CheckpointError(f"{folder} is not a folder", hint="give a model folder or a hub id like owner/name")
         config_path = folder / "config.json"
@@ -59,7 +66,8 @@ class Checkpoint:
         config = index.read_json(config_path)
         shards = find_shards(folder)
         tensors = index.collect_tensors(folder, shards)
-        return cls(folder, config, tensors, _digest(folder, shards, tensors))
+        digest = _digest(folder, shards, tensors)
+        return cls(folder, config, tensors, digest, _fingerprint(digest, folder, shards, check_all=check_all))
 
     def read(self, name: str) -> NDArray[Any]:
         """One whole tensor as it is stored: float32, float16, or bf16's raw bits as uint16."""
@@ -150,7 +158,7 @@ def require_finite(values: NDArray[Any], name: str) -> None:
 
 def find_shards(folder: Path) -> dict[str, list[str] | None]:
     """Safetensors files of a folder, each with the tensors that an index promises in it (None: no index)."""
-    index_path = folder / "model.safetensors.index.json"
+    index_path = folder / INDEX
     if index_path.is_file():
         return index.read_weight_map(index_path)
     names = sorted(path.name for path in folder.glob("model*.safetensors"))
@@ -207,3 +215,11 @@ def _digest(folder: Path, shards: dict[str, list[str] | None], tensors: dict[str
                     handle.seek(info.offset + place)
                     digest.update(handle.read(min(SAMPLED_BYTES, info.nbytes - place)))
     return digest.hexdigest()
+
+
+def _fingerprint(digest: str, folder: Path, shards: Iterable[str], *, check_all: bool) -> str:
+    made = hashlib.sha256(digest.encode())
+    for shard in sorted(shards):
+        state = sha256_of(folder / shard) if check_all else (folder / shard).stat().st_mtime_ns
+        made.update(f"\0{shard}\0{state}".encode())
+    return made.hexdigest()

@@ -13,6 +13,7 @@
     +-- QuantizeError            1   llama.cpp's quantizer failed; carries the end of its log
     +-- RunError                 1   llama.cpp could not run a file
     +-- DiskSpaceError           1   not enough room; carries bytes needed and bytes free
+    +-- BusyError                1   another run works in the same folder
 
 A message says what failed and on what; `hint` says what to do next.
 """
@@ -113,3 +114,11 @@ class DiskSpaceError(LuqError):
         super().__init__(message, hint=hint)
         self.needed = needed
         self.free = free
+
+
+class BusyError(LuqError):
+    """Another run works in the same folder, `path`."""
+
+    def __init__(self, message: str, *, path: Path, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.path = path

@@ -40,22 +40,22 @@ def supervise(command: list[str]) -> int:
         signal.signal(signal.SIGTERM, lambda *_: _terminated(process))
         code = process.wait()
     except KeyboardInterrupt:
-        if process is not None:
-            _interrupt(process)
-        code = INTERRUPTED
+        code = INTERRUPTED if process is None else _interrupt(process)
     if code == INTERRUPTED:
         _say(f"interrupted; {KEPT}")
     return code if code >= 0 else _report(-code)
 
 
-def _interrupt(process: subprocess.Popen[bytes]) -> None:
-    """Let the child end by itself; kill it where a computation keeps it from that."""
+def _interrupt(process: subprocess.Popen[bytes]) -> int:
+    """Let the child end by itself; kill it where a computation keeps it from that. It may have been done already."""
     try:
         process.send_signal(signal.SIGINT)
-        process.wait(PATIENCE)
+        code = process.wait(PATIENCE)
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
         process.kill()
         process.wait()
+        return INTERRUPTED
+    return INTERRUPTED if code < 0 else code
 
 
 def _terminated(process: subprocess.Popen[bytes]) -> NoReturn:

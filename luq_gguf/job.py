@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from luq_gguf.artifacts import remove_stale
+from luq_gguf.artifacts import lock_folder, remove_stale
 from luq_gguf.checkpoint import Checkpoint, resolve_model
 from luq_gguf.errors import RequestError
 from luq_gguf.export import resolve_dtype
@@ -28,6 +28,7 @@ from luq_gguf.type_names import parse_high_type, parse_low_type
 PLAN, SCORES, IMATRIX, MANIFEST = "plan.json", "scores.json", "imatrix.gguf", "manifest.json"
 SUMS, REFERENCE, TENSOR_TYPES = "sums.safetensors", "reference.safetensors", "tensor-types.txt"
 HEADER, MODEL = "header.bin", "model.json"
+WORK = ".work"
 MMPROJ_TYPES = ("f16", "bf16", "f32")
 COMPUTE_TYPES = ("auto", "bf16", "f32")
 
@@ -37,7 +38,8 @@ class Settings:
     """What a user may choose; the defaults are the paper's method.
 
     `max_size` is in bytes of the text GGUF; `threads` 0 means all cores; `keep_parts` None keeps the
-    quantized layers of small models; `work` None means a folder beside the results.
+    quantized layers of small models; `work` None means a folder beside the results; `check_all` hashes every byte of
+    the checkpoint where its times of change cannot be trusted.
     """
 
     low_layers: int | None = None
@@ -57,6 +59,7 @@ class Settings:
     work: Path | None = None
     keep_parts: bool | None = None
     bundle: bool = False
+    check_all: bool = False
 
     def __post_init__(self) -> None:
         _require_one_of("order", self.order, ORDERS)
@@ -130,7 +133,20 @@ class Job:
     @property
     def work(self) -> Path:
         """Where lies what later runs can reuse."""
-        return self.settings.work or self.out / ".work"
+        return self.settings.work or self.out / WORK
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """Keep other runs out of the folders for the length of the block, and clear away what killed runs left.
+
+        Raises BusyError where another run works there.
+        """
+        with contextlib.ExitStack() as locks:
+            for folder in {self.out / WORK, self.work}:
+                locks.enter_context(lock_folder(folder))
+            for folder in (self.out, self.work, self.parts):
+                remove_stale(folder)
+            yield
 
     @property
     def parts(self) -> Path:
@@ -144,15 +160,12 @@ class Job:
 
 
 def open_job(model: str, out: Path, settings: Settings, progress: Progress) -> Job:
-    """Find the model and its family, and clear away what killed runs left; reads headers only.
+    """Find the model and its family; reads headers only, unless all is to be checked.
 
     Raises CheckpointError with what is wrong.
     """
-    checkpoint = Checkpoint.open(resolve_model(model))
-    job = Job(checkpoint, find_family(checkpoint.config, checkpoint), out, settings, progress)
-    for folder in (job.out, job.work, job.parts):
-        remove_stale(folder)
-    return job
+    checkpoint = Checkpoint.open(resolve_model(model), check_all=settings.check_all)
+    return Job(checkpoint, find_family(checkpoint.config, checkpoint), out, settings, progress)
 
 
 def model_name(folder: Path) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from luq_gguf import safetensors_index
-from luq_gguf.artifacts import Plan, Record, read_record, scratch_folder, write_record
+from luq_gguf.artifacts import LayerScores, Plan, Record, read_record, scratch_folder, write_record
 from luq_gguf.assemble import header_bytes
 from luq_gguf.checkpoint import Checkpoint
 from luq_gguf.errors import ArtifactError, CheckpointError
@@ -22,8 +22,8 @@ from luq_gguf.families import find_family
 from luq_gguf.families.base import Family
 from luq_gguf.gguf_file import GGUFFile
 from luq_gguf.importance import ImatrixNote
-from luq_gguf.job import HEADER, MODEL, Job, Settings
-from luq_gguf.plan import Budget, PlanInputs, TensorSpec, layer_of, make_plan, size_table, type_size
+from luq_gguf.job import HEADER, MODEL, SCORES, Job, Settings
+from luq_gguf.plan import Budget, PlanInputs, TensorSpec, choose_order, layer_of, make_plan, size_table, type_size
 from luq_gguf.quantize import resolve_types, tensor_specs
 from luq_gguf.quantizer import Quantizer
 
@@ -41,6 +41,11 @@ class Layout:
         """The plan of this model for an order of its layers and a budget."""
         named = PlanInputs(**{**vars(self.inputs), "order_name": order_name})
         return make_plan(self.specs, self.header_bytes, order, budget, named, strict=strict)
+
+    def plan_for(self, settings: Settings, scores: LayerScores) -> Plan:
+        """The plan that the settings ask for."""
+        order = choose_order(scores, settings.order, scores.layers, settings.seed)
+        return self.plan(order, settings.order, settings.budget, strict=settings.strict)
 
     def sizes(self, order: Sequence[int]) -> tuple[int, ...]:
         """Bytes of the file with the first 0, 1, ... all layers of `order` low."""
@@ -128,6 +133,19 @@ def kept_layout(folder: Path, settings: Settings) -> tuple[ModelRecord, Layout]:
         with header.open("r+b") as handle:
             handle.truncate(record.source_bytes)
         return record, lay_out(record.checkpoint, header, settings, record.dataset)
+
+
+def plan_again(folder: Path, settings: Settings) -> Plan:
+    """The plan of an analyzed model by other settings, from what stands in its folder."""
+    scores = read_record(folder / SCORES, LayerScores)
+    model, layout = kept_layout(folder, settings)
+    if (model.checkpoint, model.layers) != (scores.checkpoint, scores.layers):
+        raise ArtifactError(
+            f"{folder / SCORES} is of another model than the rest of {folder}",
+            path=folder / SCORES,
+            hint="analyze the model again",
+        )
+    return layout.plan_for(settings, scores)
 
 
 def layout_of_config(folder: Path, settings: Settings, dataset: str) -> tuple[Family, Layout, bool]:

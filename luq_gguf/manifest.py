@@ -5,18 +5,31 @@ A conversion whose request stands in the manifest of its folder, with all files 
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import platform
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import ValidationError
+from pydantic import AfterValidator, ValidationError
 
 from luq_gguf import __version__
 from luq_gguf.artifacts import Record, sha256_of, write_record
+from luq_gguf.checkpoint import INDEX, Checkpoint
 from luq_gguf.job import MANIFEST
+from luq_gguf.safetensors_index import header_bytes
+
+
+def _plain_name(name: str) -> str:
+    if Path(name).name != name:
+        raise ValueError(f"{name!r} is no name of a file")
+    return name
+
 
 PACKAGES = ("gguf", "llama-cpp-python", "numpy", "scikit-learn", "torch", "transformers")
+
+
+FileName = Annotated[str, AfterValidator(_plain_name)]
 
 
 class FileRecord(Record):
@@ -28,15 +41,21 @@ class FileRecord(Record):
 
 
 class Manifest(Record):
-    """What made the files of a folder."""
+    """What made the files of a folder.
+
+    `checkpoint` names the model by its content; `checkpoint_files` are SHA-256 of its config and index, and of the
+    header of each shard; `calibration` is the digest of the samples; `settings` hold the seed of every choice.
+    """
 
     format: Literal["luq-gguf manifest 1"] = "luq-gguf manifest 1"
     request: str
     checkpoint: str
+    checkpoint_files: dict[str, str]
+    calibration: str
     name: str
     settings: dict[str, str | int | float | bool | None]
     versions: dict[str, str]
-    files: dict[str, FileRecord]
+    files: dict[FileName, FileRecord]
     layer_bytes: tuple[int, ...]
     seconds: dict[str, float]
 
@@ -45,6 +64,14 @@ def versions() -> dict[str, str]:
     """Versions of everything that the results depend on."""
     found = {package: importlib.metadata.version(package) for package in PACKAGES}
     return {"luq-gguf": __version__, "python": platform.python_version(), **found}
+
+
+def hash_headers(checkpoint: Checkpoint) -> dict[str, str]:
+    """SHA-256 of what says which model it is: config and index, and the headers of the shards, by file name."""
+    texts = [path for name in ("config.json", INDEX) if (path := checkpoint.side_file(name)) is not None]
+    shards = sorted({info.path for info in checkpoint.tensors.values()})
+    headers = {path.name: hashlib.sha256(header_bytes(path)).hexdigest() for path in shards}
+    return {path.name: sha256_of(path) for path in texts} | headers
 
 
 def record_files(paths: list[Path]) -> dict[str, FileRecord]:

@@ -15,11 +15,11 @@ from typing import Any
 
 from gguf import GGMLQuantizationType
 
-from luq_gguf import __version__
 from luq_gguf.artifacts import (
     LayerScores,
     Plan,
     atomic_path,
+    lock_folder,
     read_record,
     require_space,
     scratch_folder,
@@ -43,6 +43,7 @@ from luq_gguf.job import (
     SCORES,
     SUMS,
     TENSOR_TYPES,
+    WORK,
     Job,
     Settings,
     key_of,
@@ -50,8 +51,8 @@ from luq_gguf.job import (
     model_name,
     open_job,
 )
-from luq_gguf.layout import Layout, keep_header, kept_layout, lay_out, layout_of_config, part_names, write_header
-from luq_gguf.manifest import Manifest, find_manifest, record_files, versions, write_manifest
+from luq_gguf.layout import Layout, keep_header, lay_out, layout_of_config, part_names, plan_again, write_header
+from luq_gguf.manifest import Manifest, find_manifest, hash_headers, record_files, versions, write_manifest
 from luq_gguf.plan import choose_order, is_weight, layer_of, tensor_types_text
 from luq_gguf.progress import Progress, silent
 from luq_gguf.quantize import make_part, part_key, quantize_gguf
@@ -153,10 +154,20 @@ def convert(model: str, out: Path, settings: Settings, progress: Progress = sile
     """
     job = open_job(model, out, settings, progress)
     calibration = read_calibration(settings)
-    request = key_of(__version__, versions(), job.checkpoint.digest, calibration.digest, plain_settings(settings))
+    request = key_of(versions(), job.checkpoint.fingerprint, calibration.digest, plain_settings(settings))
     finished = find_manifest(out, request)
     if finished is not None:
         return _finished_conversion(job, finished)
+    with job.working():
+        result = _convert(job, calibration)
+        finish(job, request, calibration, result)
+        if not keeps_parts(settings, result.plan):
+            shutil.rmtree(job.parts)
+    return result
+
+
+def _convert(job: Job, calibration: CalibrationSet) -> Conversion:
+    settings, progress = job.settings, job.progress
     with scratch_folder(job.work, "header") as scratch, Quantizer() as quantizer:
         with job.watch.measure("types"):
             header = write_header(job, scratch)
@@ -164,33 +175,30 @@ def convert(model: str, out: Path, settings: Settings, progress: Progress = sile
         require_room(job, layout)
         analysis = run_analysis(job, calibration)
         imatrix = write_importance(analysis.sums, settings.alpha, job.work / IMATRIX)
-        plan = make_plan_of(job.family.layers, layout, analysis.scores, settings)
+        plan = layout.plan_for(settings, analysis.scores)
         check_coverage(read_imatrix(imatrix), weights_to_quantize(plan))
         parts = make_parts(job, plan, imatrix, quantizer)
-        target = out / f"{job.name}-LUQ-{len(plan.low_layers)}of{plan.layers}-{plan.low_type}.gguf"
+        target = job.out / f"{job.name}-LUQ-{len(plan.low_layers)}of{plan.layers}-{plan.low_type}.gguf"
         with job.watch.measure("assemble"):
             assemble(parts, header, plan, target, imatrix=ImatrixNote.of(imatrix), progress=progress)
         keep_header(job, header, calibration.name)
     check_file(job, target, plan)
     with job.watch.measure("mmproj"):
         export_vision(job.checkpoint, job.family, job.mmproj, dtype=settings.mmproj_type, progress=progress)
-    result = leave_records(job, target, plan, layout, analysis)
-    finish(job, request, result)
-    if not keeps_parts(settings, plan):
-        shutil.rmtree(job.parts)
-    return result
+    return leave_records(job, target, plan, layout, analysis)
 
 
 def analyze(model: str, out: Path, settings: Settings, progress: Progress = silent) -> LayerScores:
     """Scores, sums, importance matrix, reference and header of a model in `out`, for `plan` and `imatrix`."""
     job = open_job(model, out, settings, progress)
     calibration = read_calibration(settings)
-    analysis = run_analysis(job, calibration)
-    for name in (SCORES, SUMS, REFERENCE):
-        _copy(analysis.folder / name, out / name)
-    write_importance(out / SUMS, settings.alpha, out / IMATRIX)
-    with scratch_folder(job.work, "header") as scratch:
-        keep_header(job, write_header(job, scratch), calibration.name)
+    with job.working():
+        analysis = run_analysis(job, calibration)
+        for name in (SCORES, SUMS, REFERENCE):
+            _copy(analysis.folder / name, out / name)
+        write_importance(out / SUMS, settings.alpha, out / IMATRIX)
+        with scratch_folder(job.work, "header") as scratch:
+            keep_header(job, write_header(job, scratch), calibration.name)
     return analysis.scores
 
 
@@ -200,7 +208,10 @@ def read_calibration(settings: Settings) -> CalibrationSet:
 
 
 def run_analysis(job: Job, calibration: CalibrationSet) -> AnalysisFiles:
-    """One pass over the decoder, or the results of an earlier one with the same inputs."""
+    """One pass over the decoder, or the results of an earlier one with the same inputs.
+
+    A pass that was killed goes on at the layer where it was; the state of a pass with other inputs is dropped.
+    """
     from luq_gguf.activations import analyze as analyze_activations
     from luq_gguf.activations import resolve_compute_type
     from luq_gguf.reference import write_reference
@@ -208,10 +219,13 @@ def run_analysis(job: Job, calibration: CalibrationSet) -> AnalysisFiles:
     settings = job.settings
     compute_type = resolve_compute_type(settings.compute_type)
     key = key_of(
-        __version__, job.checkpoint.digest, calibration.digest, settings.seed, compute_type, settings.measures_input
+        versions(), job.checkpoint.fingerprint, calibration.digest, settings.seed, compute_type, settings.measures_input
     )
-    folder = job.work / f"analysis-{key}"
-    if folder.is_dir():
+    folder, state = job.work / f"analysis-{key}", job.work / f"analyzing-{key}"
+    finished = folder.is_dir()
+    for other in set(job.work.glob("analyzing-*")) - (set() if finished else {state}):
+        shutil.rmtree(other)
+    if finished:
         return AnalysisFiles(folder)
     with job.watch.measure("analyze"):
         result = analyze_activations(
@@ -222,6 +236,7 @@ def run_analysis(job: Job, calibration: CalibrationSet) -> AnalysisFiles:
             seed=settings.seed,
             progress=job.progress,
             input_entropy=settings.measures_input,
+            keep=state,
         )
         with scratch_folder(job.work, "analysis") as scratch:
             partial = scratch / "analysis"
@@ -229,6 +244,7 @@ def run_analysis(job: Job, calibration: CalibrationSet) -> AnalysisFiles:
             write_reference(partial / REFERENCE, result.reference)
             write_record(partial / SCORES, result.scores)
             partial.rename(folder)
+        shutil.rmtree(state)
     return AnalysisFiles(folder)
 
 
@@ -242,13 +258,8 @@ def remix_importance(folder: Path, alpha: float) -> Path:
     """Write the importance matrix of an analyzed model again at another ratio; no pass over the model."""
     if not (folder / SUMS).is_file():
         raise ArtifactError(f"{folder} holds no {SUMS}", path=folder / SUMS, hint="give the folder of `analyze`")
-    return write_importance(folder / SUMS, alpha, folder / IMATRIX)
-
-
-def make_plan_of(layers: int, layout: Layout, scores: LayerScores | None, settings: Settings) -> Plan:
-    """The plan that the settings ask for."""
-    order = choose_order(scores, settings.order, layers, settings.seed)
-    return layout.plan(order, settings.order, settings.budget, strict=settings.strict)
+    with lock_folder(folder / WORK):
+        return write_importance(folder / SUMS, alpha, folder / IMATRIX)
 
 
 def require_room(job: Job, layout: Layout) -> None:
@@ -292,7 +303,7 @@ def make_parts(job: Job, plan: Plan, imatrix: Path, quantizer: Quantizer) -> lis
 
 def _make_part(job: Job, plan: Plan, names: list[str], imatrix: Path, quantizer: Quantizer) -> tuple[Path, bool]:
     types = {name: GGMLQuantizationType[plan.types[name]] for name in names}
-    part = job.parts / f"{part_key(job.checkpoint.digest, job.dtype, types, imatrix)}.gguf"
+    part = job.parts / f"{part_key(job.checkpoint.fingerprint, job.dtype, types, imatrix)}.gguf"
     wanted = frozenset(names)
 
     def export(target: Path) -> None:
@@ -339,11 +350,13 @@ def bundle_name(target: Path) -> Path:
     return target.with_name(f"{target.stem}-bundle.gguf")
 
 
-def finish(job: Job, request: str, result: Conversion) -> None:
+def finish(job: Job, request: str, calibration: CalibrationSet, result: Conversion) -> None:
     """Write the manifest, the last of all files."""
     manifest = Manifest(
         request=request,
         checkpoint=job.checkpoint.digest,
+        checkpoint_files=hash_headers(job.checkpoint),
+        calibration=calibration.digest,
         name=job.name,
         settings=plain_settings(job.settings),
         versions=versions(),
@@ -393,17 +406,10 @@ def is_analysis(source: str) -> bool:
 
 def plan_from_analysis(folder: Path, settings: Settings) -> Plan:
     """Make the plan of an analyzed model and leave it in the folder, also as llama-quantize's type file."""
-    scores = read_record(folder / SCORES, LayerScores)
-    model, layout = kept_layout(folder, settings)
-    if model.checkpoint != scores.checkpoint:
-        raise ArtifactError(
-            f"{folder / SCORES} is of another model than the rest of {folder}",
-            path=folder / SCORES,
-            hint="analyze the model again",
-        )
-    plan = make_plan_of(model.layers, layout, scores, settings)
-    write_record(folder / PLAN, plan)
-    write_text(folder / TENSOR_TYPES, tensor_types_text(plan))
+    with lock_folder(folder / WORK):
+        plan = plan_again(folder, settings)
+        write_record(folder / PLAN, plan)
+        write_text(folder / TENSOR_TYPES, tensor_types_text(plan))
     return plan
 
 

@@ -75,6 +75,7 @@ def convert(
     ] = None,
     threads: options.Threads = 0,
     work: options.Work = None,
+    check_all: options.CheckAll = False,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -89,7 +90,7 @@ def convert(
         low_layers=low_layers, max_size=options.parse_size(max_size) if max_size else None, low_type=low_type,
         high_type=high_type, order=order, strict=strict, calib=calib, samples=samples, skip_bad=skip_bad, alpha=alpha,
         seed=seed, compute_type=compute_type, mmproj_type=mmproj_type, bundle=bundle, keep_parts=keep_parts,
-        threads=threads, work=work,
+        threads=threads, work=work, check_all=check_all,
     )  # fmt: skip
     with show_progress() as progress:
         result = pipeline.convert(model, out, settings, progress)
@@ -111,6 +112,7 @@ def analyze(
     seed: options.Seed = 0,
     compute_type: options.ComputeType = "auto",
     work: options.Work = None,
+    check_all: options.CheckAll = False,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -123,7 +125,7 @@ def analyze(
 
     settings = pipeline.Settings(
         order=order, calib=calib, samples=samples, skip_bad=skip_bad, alpha=alpha, seed=seed,
-        compute_type=compute_type, work=work,
+        compute_type=compute_type, work=work, check_all=check_all,
     )  # fmt: skip
     with show_progress() as progress:
         scores = pipeline.analyze(model, out, settings, progress)
@@ -225,23 +227,34 @@ def quantize(
 
 @app.command()
 def verify(
-    file: Annotated[Path, typer.Argument(help="A GGUF.")],
-    plan_file: Annotated[Path, typer.Option("--plan", help="The plan it was made by.")],
+    file: Annotated[Path, typer.Argument(help="A GGUF, or the folder of a conversion.")],
+    plan_file: Annotated[
+        Path | None, typer.Option("--plan", help="The plan a GGUF was made by.", show_default=False)
+    ] = None,
     debug: options.Debug = False,
 ) -> None:
-    """Reread a GGUF against its plan; exit 1 and the list of what differs where it does.
+    """Reread a GGUF against its plan, or a whole folder against its manifest; exit 1 and a list where it differs.
 
-    Example: luq-gguf verify model-LUQ.gguf --plan plan.json
+    Of a folder every hash is checked, the plan is made again, and the model is reread against it.
+
+    Example: luq-gguf verify qwen
     """
     from luq_gguf.artifacts import Plan, read_record
+    from luq_gguf.audit import audit_folder
     from luq_gguf.verify import verify_types
 
-    differences = verify_types(file, read_record(plan_file, Plan))
+    if plan_file is None:
+        if not file.is_dir():
+            raise typer.BadParameter("give the plan of a GGUF with --plan, or the folder of a conversion")
+        with show_progress() as progress:
+            differences = audit_folder(file, progress)
+    else:
+        differences = verify_types(file, read_record(plan_file, Plan))
     for difference in differences:
         _print(difference)
     if differences:
         raise typer.Exit(1)
-    _print(f"{file} is what {plan_file} says")
+    _print(f"{file} is what {plan_file or 'its manifest'} says")
 
 
 @app.command()

@@ -94,5 +94,10 @@ Work = Annotated[
     typer.Option("--work", help="Folder for what later runs reuse; default: .work in --out.", show_default=False,
                  rich_help_panel="Run"),
 ]  # fmt: skip
+CheckAll = Annotated[
+    bool,
+    typer.Option("--check-all", help="Hash every byte of the checkpoint; else sizes and times of change tell.",
+                 rich_help_panel="Run"),
+]  # fmt: skip
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel="Run")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel="Run")]
