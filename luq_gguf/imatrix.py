@@ -18,6 +18,7 @@ from luq_gguf.artifacts import MODALITIES, atomic_path
 from luq_gguf.errors import ArtifactError, GGUFError, RequestError
 from luq_gguf.gguf_file import GGUFFile
 from luq_gguf.importance import COUNTS, HINT, SUMS, dataset_of, read_mean, require_sound, weights_in
+from luq_gguf.tensor_record import read_arrays, write_arrays
 
 FLOOR = 1e-5
 """The least importance of a channel, relative to its row's mean: the IQ1 quantizers divide by it."""
@@ -120,29 +121,20 @@ def check_coverage(matrix: ImportanceMatrix, weights: Iterable[str]) -> None:
 
 def write_sums(path: Path, sums: Sums) -> None:
     """Write sums as safetensors: "<weight>|<modality>" in float64, counts beside them as "...|count"."""
-    from safetensors.numpy import save_file
-
     tensors: dict[str, NDArray[Any]] = {}
     for name, by_modality in sums.squares.items():
         for modality, values in by_modality.items():
             tensors[f"{name}|{modality}"] = values
             tensors[f"{name}|{modality}|count"] = np.array([sums.counts[name][modality]], dtype=np.int64)
-    with atomic_path(path) as partial:
-        save_file(tensors, partial, {"format": SUMS_FORMAT, "dataset": sums.dataset})
+    write_arrays(path, SUMS_FORMAT, tensors, {"dataset": sums.dataset})
 
 
 def read_sums(path: Path) -> Sums:
     """Read sums; raises ArtifactError where the file is missing, cut, incomplete or of another kind."""
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(path, framework="numpy") as handle:
-            metadata = handle.metadata() or {}
-            tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError, ValueError) as error:
+        tensors, note = read_arrays(path, SUMS_FORMAT)
+    except ValueError as error:
         raise _broken_sums(path, str(error)) from error
-    if metadata.get("format") != SUMS_FORMAT:
-        raise _broken_sums(path, f"its format is {metadata.get('format')!r}, not {SUMS_FORMAT!r}")
     squares: dict[str, dict[str, NDArray[np.float64]]] = {}
     counts: dict[str, dict[str, int]] = {}
     for name in sorted({key.partition("|")[0] for key in tensors}, key=_natural):
@@ -153,7 +145,7 @@ def read_sums(path: Path) -> Sums:
             raise _broken_sums(path, f"the rows of {name} contradict each other")
     if not squares:
         raise _broken_sums(path, "it is empty")
-    return Sums(squares, counts, metadata.get("dataset", ""))
+    return Sums(squares, counts, str(note.get("dataset", "")))
 
 
 def _take(path: Path, tensors: Mapping[str, NDArray[Any]], key: str, kind: type[np.generic]) -> NDArray[Any]:

@@ -5,7 +5,6 @@ Kept with the analysis, so that a quantized file can be judged without a 16-bit 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from luq_gguf.artifacts import atomic_path
 from luq_gguf.errors import ArtifactError
+from luq_gguf.tensor_record import read_arrays, write_arrays
 
 if TYPE_CHECKING:
     import torch
@@ -76,26 +75,17 @@ def score_answers(
 
 def write_reference(path: Path, reference: Reference) -> None:
     """Write as safetensors."""
-    from safetensors.numpy import save_file
-
-    metadata = {"format": FORMAT, "samples": json.dumps(reference.samples), "context": json.dumps(reference.context)}
-    tensors = {name: np.ascontiguousarray(getattr(reference, name)) for name in ARRAYS}
-    with atomic_path(path) as partial:
-        save_file(tensors, partial, metadata)
+    note = {"samples": list(reference.samples), "context": reference.context}
+    write_arrays(path, FORMAT, {name: getattr(reference, name) for name in ARRAYS}, note)
 
 
 def read_reference(path: Path) -> Reference:
     """Read it; raises ArtifactError where it is missing, cut, of another kind, or contradicts itself."""
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(path, framework="numpy") as handle:
-            metadata = handle.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise _broken(path, f"its format is {metadata.get('format')!r}, not {FORMAT!r}")
-            tensors = {name: handle.get_tensor(name) for name in ARRAYS}
-        samples, context = tuple(json.loads(metadata["samples"])), json.loads(metadata["context"])
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        arrays, note = read_arrays(path, FORMAT)
+        tensors = {name: arrays[name] for name in ARRAYS}
+        samples, context = tuple(note["samples"]), note["context"]
+    except (ValueError, KeyError, TypeError) as error:
         raise _broken(path, str(error)) from error
     reference = Reference(samples, context=context, **tensors)
     if not _is_sound(reference):

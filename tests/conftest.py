@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.pico import build_pico
-from tests.program import QUICK, Run, run_program
+from tests.program import QUICK, Run, result_of, run_program
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +22,9 @@ def converted(pico_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
     """What the program leaves and prints for a budget of one low layer; tests must not change the folder."""
     out = tmp_path_factory.mktemp("converted")
     return run_program("convert", pico_checkpoint, "--out", out, "--low-layers", 1, *QUICK, "--json")
+
+
+@pytest.fixture
+def copy_of_converted(converted: Run, tmp_path: Path) -> Path:
+    """A finished conversion with one low layer, to go on from; its times of change are kept."""
+    return Path(shutil.copytree(Path(result_of(converted)["model"]).parent, tmp_path / "out"))

@@ -298,3 +298,25 @@ def test_hub_cache_with_its_links_is_opened(tmp_path: Path, pico_checkpoint: Pat
         shutil.copy(path, repository / "blobs" / f"blob-{path.name}")
         (snapshot / path.name).symlink_to(Path("../../blobs") / f"blob-{path.name}")
     assert resolve_offline(tmp_path, "owner/pico") == str(len(Checkpoint.open(pico_checkpoint).tensors))
+
+
+def test_a_change_of_a_shard_is_noticed(tmp_path: Path) -> None:
+    folder = build_pico(tmp_path / "pico")
+    shard = folder / "model.safetensors"
+    before, checked = Checkpoint.open(folder), Checkpoint.open(folder, check_all=True)
+    state = shard.stat()
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2 + 1001] ^= 4
+    shard.write_bytes(content)
+    after = Checkpoint.open(folder)
+    assert (after.digest, after.fingerprint != before.fingerprint) == (before.digest, True)
+    os.utime(shard, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert Checkpoint.open(folder).fingerprint == before.fingerprint
+    assert Checkpoint.open(folder, check_all=True).fingerprint != checked.fingerprint
+
+
+def test_checked_all_a_copy_is_the_same_model(tmp_path: Path, pico_checkpoint: Path) -> None:
+    copied = Path(shutil.copytree(pico_checkpoint, tmp_path / "copy", copy_function=shutil.copyfile))
+    prints = [Checkpoint.open(folder, check_all=True).fingerprint for folder in (pico_checkpoint, copied)]
+    assert prints[0] == prints[1]
+    assert Checkpoint.open(copied).digest == Checkpoint.open(pico_checkpoint).digest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import gguf
@@ -293,17 +294,17 @@ def test_broken_sums_are_refused(tmp_path):
     write_sums(path, many_sums())
     whole, data = load_file(path), path.read_bytes()
     key = "blk.2.attn_q.weight|text"
-    metadata = {"format": "luq-gguf sums 1", "dataset": "x"}
+    note = {"format": "luq-gguf sums 1", "dataset": "x"}
     changes = [
-        ({name: row for name, row in whole.items() if name != key}, metadata),
-        (whole | {key: whole[key][:3]}, metadata),
-        (whole | {key: whole[key].astype(np.float32)}, metadata),
-        (whole | {f"{key}|count": np.array([-1])}, metadata),
-        (whole, metadata | {"format": "luq-gguf sums 0"}),
-        ({}, metadata),
+        ({name: row for name, row in whole.items() if name != key}, note),
+        (whole | {key: whole[key][:3]}, note),
+        (whole | {key: whole[key].astype(np.float32)}, note),
+        (whole | {f"{key}|count": np.array([-1])}, note),
+        (whole, note | {"format": "luq-gguf sums 0"}),
+        ({}, note),
     ]
     for tensors, header in changes:
-        save_file(tensors, path, header)
+        save_file(tensors, path, {"luq_gguf": json.dumps(header)})
         with pytest.raises(ArtifactError, match=r"s\.safetensors"):
             read_sums(path)
     for content in (data[:-5], data[:20], b"", b"\xff" * 100):

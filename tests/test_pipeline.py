@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-import os
 import shutil
-import signal
-import subprocess
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +17,7 @@ from luq_gguf.artifacts import Plan, sha256_of
 from luq_gguf.imatrix import read_imatrix
 from luq_gguf.pipeline import Settings, convert
 from tests.pico import build_pico
-from tests.program import QUICK, Run, command, run_program
+from tests.program import QUICK, Run, listing, result_of, run_program
 
 QUICK_SETTINGS = Settings(low_type="Q2_K", samples=10, threads=1)
 KEYS = {
@@ -34,23 +30,6 @@ WEIGHTS = {"attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "f
 def tensors_of(path: Path) -> dict[str, tuple[str, bytes]]:
     """Type and bytes of every tensor, read by the gguf library."""
     return {tensor.name: (tensor.tensor_type.name, tensor.data.tobytes()) for tensor in GGUFReader(path).tensors}
-
-
-def listing(folder: Path) -> dict[str, tuple[int, int]]:
-    """Inode and time of the last change of every file."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): (path.stat().st_ino, path.stat().st_mtime_ns) for path in files}
-
-
-def result_of(done: Run) -> dict[str, object]:
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-@pytest.fixture
-def copy_of_converted(converted: Run, tmp_path: Path) -> Path:
-    """A finished conversion with one low layer, to go on from; its times of change are kept."""
-    return Path(shutil.copytree(Path(result_of(converted)["model"]).parent, tmp_path / "out"))
 
 
 def test_the_json_object_is_the_contract(converted: Run) -> None:
@@ -310,80 +289,6 @@ def test_the_table_of_sizes_holds_for_the_files(pico_checkpoint: Path, converted
     assert abs(table["sizes"][0] - plan.high_size_bytes) < 1000
 
 
-def wait_for(found: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    until = time.monotonic() + 240
-    while not found():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < until
-        time.sleep(0.005)
-
-
-def start(pico_checkpoint: Path, out: Path, *more: str | int) -> subprocess.Popen[str]:
-    arguments = command("convert", pico_checkpoint, "--out", out, "--low-layers", 1, *QUICK, *more, "--json")
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def test_a_killed_run_goes_on_and_gives_the_same_bytes(converted: Run, pico_checkpoint: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    process = start(pico_checkpoint, out)
-    try:
-        wait_for(lambda: any((out / ".work" / "parts").glob("*.gguf")), process)
-    finally:
-        process.kill()
-        process.communicate()
-    final = [path.name for path in out.iterdir() if path.is_file() and not path.name.startswith(".")]
-    assert "manifest.json" not in final
-    kept = listing(out / ".work")
-    finished = {name: state for name, state in kept.items() if not Path(name).name.startswith(".")}
-    (out / ".leftover.gguf.4194305.partial").write_bytes(b"of a process that cannot be")
-    (out / ".work" / ".header.x.4194305.partial").mkdir()
-    result = result_of(run_program("convert", pico_checkpoint, "--out", out, "--low-layers", 1, *QUICK, "--json"))
-    assert "analyze" not in result["seconds"]
-    assert Path(result["model"]).read_bytes() == Path(result_of(converted)["model"]).read_bytes()
-    after = listing(out / ".work")
-    assert {name: after[name] for name in finished if name.startswith("parts/")} == {
-        name: state for name, state in finished.items() if name.startswith("parts/")
-    }
-    assert not list(out.rglob("*.partial"))
-
-
-@pytest.mark.parametrize("moment", ["analysis", "parts"])
-def test_an_interrupted_run_says_so_and_leaves_nothing(pico_checkpoint: Path, tmp_path: Path, moment: str) -> None:
-    out = tmp_path / "out"
-    process = start(pico_checkpoint, out, "--low-type", "IQ1_M", "--low-layers", 3)  # whose tables take seconds
-    try:
-        if moment == "analysis":
-            wait_for((out / ".work").is_dir, process)
-            time.sleep(1)
-        else:
-            wait_for(lambda: any((out / ".work" / "parts").glob("*.gguf")), process)
-        sent = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=60)
-        taken = time.monotonic() - sent
-    finally:
-        process.kill()
-    if process.returncode == 0:
-        pytest.fail("the run was over before it could be interrupted")
-    assert process.returncode == 130, stderr
-    assert taken < 2
-    assert stdout == ""
-    assert "Traceback" not in stderr
-    assert stderr.strip().splitlines()[-1].startswith("luq-gguf: interrupted")
-    assert not list(out.rglob("*.partial"))
-    assert not [path for path in out.iterdir() if path.is_file()]
-
-
-def test_two_processes_do_not_clear_each_other_away(copy_of_converted: Path, pico_checkpoint: Path) -> None:
-    busy = copy_of_converted / f".other.gguf.{os.getppid()}.partial"
-    busy.write_bytes(b"still being written")
-    gone = copy_of_converted / ".other.gguf.4194305.partial"
-    gone.write_bytes(b"half")
-    convert(str(pico_checkpoint), copy_of_converted, replace(QUICK_SETTINGS, low_layers=0))
-    assert busy.exists()
-    assert not gone.exists()
-
-
 def test_a_bundle_holds_both_files(copy_of_converted: Path, pico_checkpoint: Path, tmp_path: Path) -> None:
     settings = replace(QUICK_SETTINGS, low_layers=1, bundle=True)
     made = convert(str(pico_checkpoint), copy_of_converted, settings)
@@ -394,3 +299,31 @@ def test_a_bundle_holds_both_files(copy_of_converted: Path, pico_checkpoint: Pat
     assert (tmp_path / "apart" / made.mmproj.name).read_bytes() == made.mmproj.read_bytes()
     again = convert(str(pico_checkpoint), copy_of_converted, settings)
     assert (again.seconds, again.bundle) == ({}, made.bundle)
+
+
+def test_two_conversions_give_the_same_files(converted: Run, pico_checkpoint: Path, tmp_path: Path) -> None:
+    first = Path(result_of(converted)["model"]).parent
+    convert(str(pico_checkpoint), tmp_path / "second", replace(QUICK_SETTINGS, low_layers=1))
+    names = {path.name for path in first.iterdir() if path.is_file()}
+    assert names == {path.name for path in (tmp_path / "second").iterdir() if path.is_file()}
+    for name in names - {"manifest.json"}:
+        assert (tmp_path / "second" / name).read_bytes() == (first / name).read_bytes(), name
+    manifests = [json.loads((folder / "manifest.json").read_text()) for folder in (first, tmp_path / "second")]
+    for manifest in manifests:
+        del manifest["seconds"]
+        for record in manifest["files"].values():
+            del record["changed_ns"]
+    assert manifests[0] == manifests[1]
+
+
+def test_the_manifest_names_model_samples_and_seeds(converted: Run, pico_checkpoint: Path) -> None:
+    manifest = json.loads((Path(result_of(converted)["model"]).parent / "manifest.json").read_text())
+    shard = pico_checkpoint / "model.safetensors"
+    with shard.open("rb") as handle:
+        header = handle.read(int.from_bytes(handle.read(8), "little"))
+    assert manifest["checkpoint_files"] == {
+        "config.json": sha256_of(pico_checkpoint / "config.json"),
+        "model.safetensors": hashlib.sha256(header).hexdigest(),
+    }
+    assert len(manifest["calibration"]) == 64
+    assert (manifest["settings"]["seed"], manifest["settings"]["samples"]) == (0, 10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,16 +106,16 @@ def test_broken_files_are_refused(tmp_path):
     path: Path = tmp_path / "r.safetensors"
     write_reference(path, sample_reference())
     data, tensors = path.read_bytes(), load_file(path)
-    metadata = {"format": "luq-gguf reference 1", "samples": "[]", "context": "{}"}
+    note = {"format": "luq-gguf reference 1", "samples": [], "context": {}}
     broken = [
-        (tensors, metadata | {"format": "luq-gguf sums 1"}),
-        (tensors, metadata | {"samples": "5"}),
-        (tensors, metadata | {"samples": "["}),
-        (tensors, {"format": metadata["format"]}),
-        ({name: row for name, row in tensors.items() if name != "rest"}, metadata),
+        (tensors, note | {"format": "luq-gguf sums 1"}),
+        (tensors, note | {"samples": 5}),
+        (tensors, [note]),
+        (tensors, {"format": note["format"]}),
+        ({name: row for name, row in tensors.items() if name != "rest"}, note),
     ]
     for content, header in broken:
-        save_file(content, path, header)
+        save_file(content, path, {"luq_gguf": json.dumps(header)})
         with pytest.raises(ArtifactError, match=r"r\.safetensors as a reference"):
             read_reference(path)
     for damaged in (b"", data[:-3], data[:9], b"{}"):
