@@ -8,6 +8,7 @@ validated on reading.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -28,6 +29,9 @@ MODALITIES = ("image", "multimodal_text", "text")
 """Kinds of tokens: of an image; text in a sample that has an image; text of a text-only sample."""
 
 
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+LEAST_FREE = 1 << 16
+"""A disk with less than this is full for those who write in blocks."""
 LOCK = "lock"
 """The file that a run holds locked in a folder that it works in; it stays there, empty."""
 
@@ -127,7 +131,10 @@ def read_record(path: Path, kind: type[RecordT]) -> RecordT:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`; on success flush it and rename, else remove it."""
+    """Give a temporary name beside `path`; on success flush it and rename, else remove it.
+
+    Raises DiskSpaceError where the disk ran full meanwhile, whatever the writer made of that.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -136,8 +143,29 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(handle.fileno())
         partial.replace(path)
         _flush_folder(path.parent)
+    except Exception as error:
+        if _is_full(path.parent, error):
+            raise _disk_full(path) from error
+        raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _is_full(folder: Path, error: Exception) -> bool:
+    """Whether an error came of a full disk; llama.cpp and safetensors have words of their own for it."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        return True
+    return not isinstance(error, DiskSpaceError) and shutil.disk_usage(folder).free < LEAST_FREE
+
+
+def _disk_full(path: Path) -> DiskSpaceError:
+    free = shutil.disk_usage(path.parent).free
+    return DiskSpaceError(
+        f"the disk of {path.parent} ran full while {path.name} was written",
+        needed=free + 1,
+        free=free,
+        hint="free some space and run the same command again: it goes on from what was finished",
+    )
 
 
 @contextlib.contextmanager

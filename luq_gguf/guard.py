@@ -18,6 +18,8 @@ from typing import NoReturn
 from luq_gguf.children import child_environment
 
 INTERRUPTED = 130
+FAILED = 101
+"""The child's exit code where it said itself what failed; 1 is that of libraries that give up without our word."""
 PATIENCE = 1.5
 """Seconds that an interrupted child may take to say what it keeps."""
 OWNER = "LUQ_GGUF_OWNER"
@@ -43,7 +45,9 @@ def supervise(command: list[str]) -> int:
         code = INTERRUPTED if process is None else _interrupt(process)
     if code == INTERRUPTED:
         _say(f"interrupted; {KEPT}")
-    return code if code >= 0 else _report(-code)
+    if code == FAILED:
+        return 1
+    return _report(code) if code == 1 or code < 0 else code
 
 
 def _interrupt(process: subprocess.Popen[bytes]) -> int:
@@ -63,10 +67,12 @@ def _terminated(process: subprocess.Popen[bytes]) -> NoReturn:
     os._exit(128 + signal.SIGTERM)
 
 
-def _report(number: int) -> int:
-    """One line on a child that a signal ended."""
-    name = signal.Signals(number).name
-    if number == signal.SIGKILL:
+def _report(code: int) -> int:
+    """One line on a child that a library or a signal ended."""
+    name = signal.Signals(-code).name if code < 0 else ""
+    if not name:
+        _say(f"a library ended the process, most often for want of memory or threads; {KEPT}")
+    elif code == -signal.SIGKILL:
         _say(
             f"the process was killed from outside ({name}), most often for want of memory; close other programs or "
             f"calibrate with fewer --samples; {KEPT}"
@@ -93,6 +99,8 @@ def _serve() -> NoReturn:
         run_command(sys.argv[1:])
     except KeyboardInterrupt:
         os._exit(INTERRUPTED)
+    except SystemExit as ended:
+        sys.exit(FAILED if ended.code == 1 else ended.code)
 
 
 def _watch(watched: int) -> None:

@@ -27,10 +27,18 @@ def children_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
 
 
-@pytest.mark.parametrize("code", [0, 1, 2])
-def test_the_exit_code_is_that_of_the_work(code: int) -> None:
+@pytest.mark.parametrize(("code", "shown"), [(0, 0), (101, 1), (2, 2)])
+def test_the_exit_code_is_that_of_the_work(code: int, shown: int) -> None:
     process = start(f"print('said'); raise SystemExit({code})")
-    assert (process.communicate(timeout=60), process.returncode) == (("said\n", ""), code)
+    assert (process.communicate(timeout=60), process.returncode) == (("said\n", ""), shown)
+
+
+def test_a_library_that_gives_up_ends_in_one_line() -> None:
+    process = start("import os; os._exit(1)")
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert len(stderr.splitlines()) == 1
+    assert all(words in stderr for words in ("a library ended the process", "same command"))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import traceback
@@ -10,7 +9,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from luq_gguf.errors import LuqError
+from luq_gguf.cli.failures import describe_failure
 from luq_gguf.guard import INTERRUPTED
 
 UsageError = typer.BadParameter.__mro__[1]
@@ -28,32 +27,23 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         code = INTERRUPTED
     except BrokenPipeError:
         code = 1
-    except Exception as error:  # the last boundary: a line for the user, the trace only when asked for
+    except SystemExit:
+        raise
+    except BaseException as error:  # the last boundary, for panics of Rust libraries too; the trace only when asked for
         code = _failed(error, debug="--debug" in given)
     if code == INTERRUPTED:
         os._exit(INTERRUPTED)  # at once: where Ctrl-C came during an `exec`, Python would end itself by the signal
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _failed(error: Exception, *, debug: bool) -> int:
+def _failed(error: BaseException, *, debug: bool) -> int:
     if isinstance(error, UsageError):
         return _misused(error)
     if debug:
         traceback.print_exception(error)
-    if isinstance(error, LuqError):
-        _say(str(error))
-        return error.exit_code
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        _say(f"the disk is full: {error.filename or error.strerror}; free some space and run the same command again")
-        return 1
-    if isinstance(error, OSError) and error.filename is not None:
-        _say(f"{error.filename}: {error.strerror}; check that it exists and that you may use it")
-        return 1
-    if isinstance(error, MemoryError):
-        _say("out of memory; close other programs or calibrate with fewer --samples")
-        return 1
-    _say(f"unexpected {type(error).__name__}: {_one_line(error)}; run again with --debug and report what it prints")
-    return 1
+    line, code = describe_failure(error)
+    _say(line)
+    return code
 
 
 def _misused(error: Any) -> int:
@@ -62,10 +52,6 @@ def _misused(error: Any) -> int:
         command = error.ctx.command_path if error.ctx is not None else "luq-gguf"
         _say(f"{message.rstrip('.')}; see {command} --help")
     return 2
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def _say(text: str) -> None:
