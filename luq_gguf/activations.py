@@ -7,7 +7,7 @@ log-probabilities at the held-out answers. Only one layer is in memory, and all 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import torch
 
 BATCH_TOKENS = 4096
+GROUP_TOKENS = 1024
 INPUTS = {
     "self_attn.q_proj": "attn_q",
     "self_attn.o_proj": "attn_output",
@@ -215,22 +216,31 @@ class _Pass:
         return [self._batch(group, features, counted) for group in groups]
 
     def _image_features(self, samples: Sequence[TokenizedSample]) -> dict[str, torch.Tensor]:
-        """Features by sample; equal pictures go through the vision tower once."""
-        import torch
+        """Features by sample; equal pictures go through the vision tower once.
 
+        Which pictures go through it together does not depend on what an earlier run had done.
+        """
         keys = {s.id: hashlib.sha256(repr(s.grid).encode() + s.image.tobytes()).hexdigest() for s in samples if s.image}
         pictures = {keys[sample.id]: sample for sample in samples if sample.image}
-        features = {key: rows for key in pictures if (rows := self.kept.features(key)) is not None}
-        missing = {key: sample for key, sample in pictures.items() if key not in features}
-        if missing:
-            found = self.modules.image_features(patchify(s.image, self.family) for s in missing.values() if s.image)
-            for key, rows in zip(missing, found, strict=True):
-                if not torch.isfinite(rows).all():
-                    raise self._not_finite(f"the vision tower's output for sample {pictures[key].id}")
-                features[key] = rows
-                self.kept.keep_features(key, rows)
-                self.progress("images", len(features), len(pictures))
-        return {name: features[key] for name, key in keys.items()}
+        groups = [(hashlib.sha256("".join(group).encode()).hexdigest(), group) for group in group_pictures(pictures)]
+        features = {name: rows for name, _ in groups if (rows := self.kept.features(name)) is not None}
+        missing = [(name, group) for name, group in groups if name not in features]
+        images = {keys[sample.id]: sample.image for sample in samples if sample.image}
+        patches = ([patchify(images[key], self.family) for key in group] for _, group in missing)
+        for (name, group), rows in zip(missing, self.modules.image_features(patches) if missing else (), strict=True):
+            self._require_finite(rows, [pictures[key].id for key in group])
+            features[name] = rows
+            self.kept.keep_features(name, rows)
+            self.progress("images", sum(map(len, features.values())), len(pictures))
+        by_key = {key: row for name, group in groups for key, row in zip(group, features[name], strict=True)}
+        return {name: by_key[key] for name, key in keys.items()}
+
+    def _require_finite(self, features: Sequence[torch.Tensor], samples: Sequence[str]) -> None:
+        import torch
+
+        for rows, sample in zip(features, samples, strict=True):
+            if not torch.isfinite(rows).all():
+                raise self._not_finite(f"the vision tower's output for sample {sample}")
 
     def _batch(self, group: list[TokenizedSample], features: dict[str, torch.Tensor], counted: set[str]) -> Batch:
         import torch
@@ -355,6 +365,20 @@ class _Pass:
             seed=self.seed,
             warnings=tuple(_warnings(rows, self.calibration)),
         )
+
+
+def group_pictures(pictures: Mapping[str, TokenizedSample]) -> list[list[str]]:
+    """The keys of the pictures in groups of some hundred tokens, which make a call of the tower worth while."""
+    groups: list[list[str]] = []
+    room = 0
+    for key in sorted(pictures):
+        rows, columns = pictures[key].grid or (0, 0)
+        if rows * columns > room:
+            groups.append([])
+            room = GROUP_TOKENS
+        groups[-1].append(key)
+        room -= rows * columns
+    return groups
 
 
 def _without_images(samples: Iterable[TokenizedSample]) -> list[TokenizedSample]:

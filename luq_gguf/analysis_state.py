@@ -50,29 +50,29 @@ class AnalysisState:
         if self.folder is not None:
             require_space(self.folder, 2 * nbytes, "keeping the analysis' progress")
 
-    def features(self, picture: str) -> torch.Tensor | None:
-        """The features (tokens, hidden) of a picture that were kept, or None."""
+    def features(self, group: str) -> list[torch.Tensor] | None:
+        """The features (tokens, hidden) of the pictures of a group, where they were kept."""
         from safetensors.torch import load_file
 
-        path = self._features_path(picture)
+        path = self._features_path(group)
         if path is None or not path.exists():
             return None
         try:
-            rows: torch.Tensor = load_file(path)["features"]
+            rows = load_file(path)
+            return [rows[str(number)] for number in range(len(rows))]
         except Exception as error:
             raise _broken(path, error) from error
-        return rows
 
-    def keep_features(self, picture: str, rows: torch.Tensor) -> None:
-        """Keep the features of a picture."""
+    def keep_features(self, group: str, features: Sequence[torch.Tensor]) -> None:
+        """Keep the features of a group of pictures."""
         from safetensors.torch import save_file
 
-        if path := self._features_path(picture):
+        if path := self._features_path(group):
             with atomic_path(path) as partial:
-                save_file({"features": rows.contiguous()}, partial)
+                save_file({str(number): rows.clone() for number, rows in enumerate(features)}, partial)
 
-    def _features_path(self, picture: str) -> Path | None:
-        return None if self.folder is None else self.folder / f"features-{picture}.safetensors"
+    def _features_path(self, group: str) -> Path | None:
+        return None if self.folder is None else self.folder / f"features-{group}.safetensors"
 
     def layers(self) -> LayerState | None:
         """The state after the last finished layer, or None where none was finished."""

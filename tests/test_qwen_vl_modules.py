@@ -34,17 +34,17 @@ def model(pico_checkpoint) -> Qwen2_5_VLForConditionalGeneration:
     return Qwen2_5_VLForConditionalGeneration.from_pretrained(pico_checkpoint, dtype=torch.float32).eval()
 
 
-@pytest.mark.parametrize("group", [1, 4096])
+@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_image_features_are_the_models(pico_checkpoint, model, dtype, group, monkeypatch):
+def test_image_features_are_the_models(pico_checkpoint, model, dtype, together):
     """Larger than an attention window; alone and together."""
-    monkeypatch.setattr("luq_gguf.families.qwen_vl_modules.GROUP_PATCHES", group)
     modules = modules_of(pico_checkpoint, dtype)
     images = [draw_scene(make_scene(number)).resize(size) for number, size in enumerate(((252, 140), (84, 168)))]
     patched = [patchify(image, modules.family) for image in images]
     grids = [grid for _, grid in patched]
     with torch.inference_mode():
-        features = list(modules.image_features(iter(patched)))
+        groups = [patched] if together else [[image] for image in patched]
+        features = [rows for group in modules.image_features(iter(groups)) for rows in group]
         found = torch.cat(features)
         expected = model.model.visual(
             torch.from_numpy(np.concatenate([rows for rows, _ in patched])),
@@ -61,7 +61,7 @@ def test_the_smallest_and_the_longest_image_go_through_the_tower(modules):
         image = fit_to_grid(draw_scene(make_scene(0)).resize(size), 28, 1, 10**7)
         rows, grid = patchify(image, modules.family)
         with torch.inference_mode():
-            [features] = modules.image_features([(rows, grid)])
+            [[features]] = modules.image_features([[(rows, grid)]])
         assert features.shape == (size[0] * size[1] // 784, 256)
         assert torch.isfinite(features).all()
 
@@ -119,7 +119,7 @@ def test_weights_that_are_not_finite_are_named(tmp_path, name):
     modules = modules_of(folder)
     rows, grid = patchify(draw_scene(make_scene(0)), modules.family)
     read = {
-        "visual": lambda: list(modules.image_features([(rows, grid)])),
+        "visual": lambda: list(modules.image_features([[(rows, grid)]])),
         "model": lambda: modules.layer(2),
         "lm_head": lambda: list(modules.head()),
     }[name.partition(".")[0]]

@@ -6,7 +6,7 @@ one layer, or the vision tower, at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,6 @@ from luq_gguf.families.base import Family
 IMAGE_TOKEN = "<|image_pad|>"  # noqa: S105 - not a password
 END_TOKEN = "<|im_end|>"  # noqa: S105
 HEAD_ROWS = 16384
-GROUP_PATCHES = 4096
 Patches = tuple[NDArray[np.float32], tuple[int, int]]
 
 
@@ -75,17 +74,20 @@ class Modules:
         module.load_state_dict(state, assign=True)
         module.requires_grad_(False).eval()
 
-    def image_features(self, images: Iterable[Patches]) -> Iterator[torch.Tensor]:
-        """Features (tokens, hidden) of each image, from its patches and its (rows, columns) of patches."""
+    def image_features(self, groups: Iterable[Sequence[Patches]]) -> Iterator[list[torch.Tensor]]:
+        """Features (tokens, hidden) of each image, from its patches and its (rows, columns) of patches.
+
+        The images of a group go through the tower together; it keeps them apart.
+        """
         with torch.device("meta"):
             tower = Qwen2_5_VisionTransformerPretrainedModel(self.vision)
         tower.rotary_pos_emb = Qwen2_5_VLVisionRotaryEmbedding(self.vision)  # its frequencies are in no checkpoint
         self._load(tower, "visual.")
-        for group in _groups(images):
+        for group in groups:
             rows = torch.from_numpy(np.concatenate([rows for rows, _ in group])).to(self.dtype)
             grids = torch.tensor([[1, *grid] for _, grid in group])
             features = tower(rows, grid_thw=grids).pooler_output
-            yield from features.split((grids.prod(dim=1) // self.vision.spatial_merge_size**2).tolist())
+            yield list(features.split((grids.prod(dim=1) // self.vision.spatial_merge_size**2).tolist()))
 
     def layer(self, index: int) -> torch.nn.Module:
         """One decoder layer with its weights."""
@@ -119,18 +121,6 @@ class Modules:
         for start in range(0, rows, HEAD_ROWS):
             wanted = np.arange(start, min(rows, start + HEAD_ROWS))
             yield torch.from_numpy(self.checkpoint.read_rows(name, wanted))
-
-
-def _groups(images: Iterable[Patches]) -> Iterator[list[Patches]]:
-    """Small images together, as many as make a call worth while; the tower keeps them apart."""
-    group: list[Patches] = []
-    for image in images:
-        if group and sum(len(rows) for rows, _ in group) + len(image[0]) > GROUP_PATCHES:
-            yield group
-            group = []
-        group.append(image)
-    if group:
-        yield group
 
 
 def positions_of(is_image: NDArray[np.bool_], grid: tuple[int, int] | None) -> NDArray[np.int64]:
