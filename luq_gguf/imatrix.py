@@ -1,12 +1,12 @@
-"""Sums of squared inputs by modality -> importance matrix at a ratio, in llama.cpp's file format.
+"""Sums of squared inputs by modality -> importance matrix at a ratio; matrices of several files -> one.
 
 `Sums` holds each distinct input once: q, k and v share theirs, so do gate and up. Knows nothing of models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luq_gguf.artifacts import MODALITIES, atomic_path
-from luq_gguf.errors import ArtifactError, GGUFError, RequestError
-from luq_gguf.gguf_file import GGUFFile
-from luq_gguf.importance import COUNTS, HINT, SUMS, dataset_of, read_mean, require_sound, weights_in
+from luq_gguf.errors import ArtifactError, RequestError
+from luq_gguf.importance import CHUNK_TOKENS, COUNTS, SUMS, ImportanceMatrix, WeightSums, require_sound
 from luq_gguf.tensor_record import read_arrays, write_arrays
 
 FLOOR = 1e-5
 """The least importance of a channel, relative to its row's mean: the IQ1 quantizers divide by it."""
-CHUNK_TOKENS = 512
-"""llama-imatrix's default; other tools show tokens in chunks of it."""
+AT_FLOOR = 1 + 1e-4
+"""Up to this multiple of the floor a channel stands at it: raising some of them moves the row's mean."""
 SUMS_FORMAT = "luq-gguf sums 1"
 SUMS_FILE = Path("sums.safetensors")
 """What messages call sums that are in memory."""
@@ -38,16 +37,6 @@ class Sums:
     squares: Mapping[str, Mapping[str, NDArray[np.float64]]]
     counts: Mapping[str, Mapping[str, int]]
     dataset: str
-
-
-@dataclass(frozen=True)
-class ImportanceMatrix:
-    """Mean squared input per weight and channel, float32 (channels,); from how many tokens; how many were floored."""
-
-    rows: Mapping[str, NDArray[np.float32]]
-    tokens: int
-    dataset: str
-    floored: int = 0
 
 
 def input_of(weight: str) -> str:
@@ -72,17 +61,22 @@ def mix_importance(sums: Sums, alpha: float) -> ImportanceMatrix:
     """
     if not 0 <= alpha <= 1:
         raise RequestError(f"alpha is {alpha:g}", hint="give a number from 0 to 1")
-    rows: dict[str, NDArray[np.float32]] = {}
-    floored = 0
+    tokens = max((sum(counts.values()) for counts in sums.counts.values()), default=0)
+    weights: dict[str, WeightSums] = {}
     for name, squares in sums.squares.items():
         for modality, values in squares.items():
             require_sound(SUMS_FILE, f"{name} ({modality})", values)
-        row, low = _floor(_mixed(name, squares, sums.counts[name], alpha))
-        require_sound(SUMS_FILE, name, row)
-        floored += low
-        rows |= dict.fromkeys(weights_of(name), row)
-    tokens = max((sum(counts.values()) for counts in sums.counts.values()), default=0)
-    return ImportanceMatrix(rows, tokens, sums.dataset, floored)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is too large becomes infinite, and is refused
+            mean = _mixed(name, squares, sums.counts[name], alpha)
+            entry = sums_of_means(np.maximum(mean, _least(mean)), tokens)
+        require_sound(SUMS_FILE, name, entry.sums)
+        weights |= dict.fromkeys(weights_of(name), entry)
+    return ImportanceMatrix(weights, (sums.dataset,))
+
+
+def sums_of_means(means: NDArray[Any], tokens: int) -> WeightSums:
+    """The entry of a weight whose channels have these means over so many tokens."""
+    return WeightSums((means.astype(np.float64) * tokens).astype(np.float32), np.array([tokens], np.int64))
 
 
 def _mixed(
@@ -100,23 +94,88 @@ def _mixed(
     return alpha * multimodal + (1 - alpha) * text
 
 
-def _floor(mean: NDArray[np.float64]) -> tuple[NDArray[np.float32], int]:
-    """The row with its floor, and how many channels lay below it; an input that is always zero counts evenly."""
-    least = max(FLOOR * float(mean.mean()), float(np.finfo(np.float32).tiny)) if mean.any() else 1.0
-    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
-        row = np.maximum(mean, least).astype(np.float32)
-    return row, int((mean < least).sum())
+def _least(mean: NDArray[np.float64]) -> float:
+    """The floor of a row; a row that is always zero counts evenly."""
+    return max(FLOOR * float(mean.mean()), float(np.finfo(np.float32).tiny)) if mean.any() else 1.0
+
+
+def floor_importance(matrix: ImportanceMatrix) -> ImportanceMatrix:
+    """The matrix with every channel raised to the floor of its row; a floored matrix stays as it is, bit by bit."""
+    return replace(matrix, weights={name: _floored(entry) for name, entry in matrix.weights.items()})
+
+
+def _floored(entry: WeightSums) -> WeightSums:
+    rows = entry.sums.reshape(entry.counts.size, -1).copy()
+    for row, count in zip(rows, entry.counts, strict=True):
+        tokens = max(int(count), 1)
+        mean = row.astype(np.float64) / tokens
+        least = _least(mean)
+        row[mean < least / AT_FLOOR] = least * tokens
+    return WeightSums(rows.reshape(-1), entry.counts)
+
+
+def count_floored(matrix: ImportanceMatrix) -> tuple[int, int]:
+    """How many channels of a floored matrix stand at the floor of their row, and how many there are."""
+    low, total = 0, 0
+    for entry in matrix.weights.values():
+        for row in entry.means.astype(np.float64).reshape(entry.counts.size, -1):
+            even = (row == 1).all()
+            low += row.size if even else int((row <= _least(row) * AT_FLOOR).sum())
+            total += row.size
+    return low, total
+
+
+def merge_importance(matrices: Sequence[ImportanceMatrix]) -> ImportanceMatrix:
+    """Sums and counts added by weight, as `llama-imatrix --in-file A --in-file B` does; data sets follow each other.
+
+    What only one of them has is kept. Raises ArtifactError where two have a weight with other numbers of channels.
+    """
+    merged: dict[str, WeightSums] = {}
+    for matrix in matrices:
+        for name, entry in matrix.weights.items():
+            merged[name] = _added(matrix.path, name, merged[name], entry) if name in merged else entry
+    datasets = tuple(dataset for matrix in matrices for dataset in matrix.datasets)
+    return ImportanceMatrix(merged, datasets, matrices[-1].path)
+
+
+def _added(path: Path, name: str, first: WeightSums, second: WeightSums) -> WeightSums:
+    """A count for the whole weight (of a .dat) beside one a matrix of it counts for each of them."""
+    if first.sums.size != second.sums.size or (
+        first.counts.size != second.counts.size and 1 not in (first.counts.size, second.counts.size)
+    ):
+        raise ArtifactError(
+            f"{path} has {second.sums.size} channels in {second.counts.size} matrices of {name}, those merged with it "
+            f"{first.sums.size} in {first.counts.size}",
+            path=path,
+            hint="merge importance matrices of one model",
+        )
+    with np.errstate(over="ignore"):
+        sums = first.sums + second.sums
+    require_sound(path, f"{name}, merged,", sums)
+    return WeightSums(sums, first.counts + second.counts)
 
 
 def check_coverage(matrix: ImportanceMatrix, weights: Iterable[str]) -> None:
-    """Raise ArtifactError where the matrix has no row for one of the weights that are to be quantized."""
-    missing = [name for name in weights if name not in matrix.rows]
+    """Raise ArtifactError where the matrix has nothing on one of the weights that are to be quantized."""
+    missing = [name for name in weights if name not in matrix.weights or not matrix.weights[name].counts.any()]
     if missing:
         raise ArtifactError(
-            f"the importance matrix has nothing on {len(missing)} weights, the first is {missing[0]}",
-            path=Path("imatrix.gguf"),
-            hint="take the importance matrix of this model",
+            f"{matrix.path} has nothing on {len(missing)} weights, the first is {missing[0]}",
+            path=matrix.path,
+            hint="take an importance matrix of this model, or merge one that has them",
         )
+
+
+def check_widths(matrix: ImportanceMatrix, widths: Mapping[str, int]) -> None:
+    """Raise ArtifactError where a weight of the model has another number of input channels in the matrix."""
+    for name, width in widths.items():
+        found = matrix.weights[name].sums.size if name in matrix.weights else width
+        if found != width:
+            raise ArtifactError(
+                f"{matrix.path} has {found} channels of {name}, this model has {width}",
+                path=matrix.path,
+                hint="take an importance matrix of this model",
+            )
 
 
 def write_sums(path: Path, sums: Sums) -> None:
@@ -165,32 +224,19 @@ def _broken_sums(path: Path, why: str) -> ArtifactError:
 
 
 def write_imatrix(path: Path, matrix: ImportanceMatrix) -> None:
-    """Write llama.cpp's GGUF form: per weight the sum of squared inputs and the number of tokens."""
-    tokens = max(1, matrix.tokens)
+    """Write llama.cpp's GGUF form: per weight the sums of squared inputs and the numbers of tokens."""
     with atomic_path(path) as partial:
         writer = gguf.GGUFWriter(partial, arch="")
         writer.kv_data[0].clear()  # such files have no general.architecture
         writer.add_type("imatrix")
-        writer.add_array("imatrix.datasets", [matrix.dataset])
-        writer.add_uint32("imatrix.chunk_count", max(1, tokens // CHUNK_TOKENS))
+        writer.add_array("imatrix.datasets", list(matrix.datasets))
+        writer.add_uint32("imatrix.chunk_count", max(1, matrix.tokens // CHUNK_TOKENS))
         writer.add_uint32("imatrix.chunk_size", CHUNK_TOKENS)
-        for name, row in matrix.rows.items():
-            writer.add_tensor(f"{name}{SUMS}", (row.astype(np.float64) * tokens).astype(np.float32).reshape(1, -1))
-            writer.add_tensor(f"{name}{COUNTS}", np.full((1, 1), tokens, dtype=np.float32))
+        for name, entry in matrix.weights.items():
+            counts = entry.counts.astype(np.float32).reshape(-1, 1)
+            writer.add_tensor(f"{name}{SUMS}", entry.sums.reshape(counts.size, -1))
+            writer.add_tensor(f"{name}{COUNTS}", counts)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-
-
-def read_imatrix(path: Path) -> ImportanceMatrix:
-    """Read llama.cpp's GGUF form; raises GGUFError where it is none, ArtifactError where an entry is not sound."""
-    file = GGUFFile.open(path)
-    if file.metadata.get("general.type") != "imatrix":
-        raise GGUFError(f"{path} is no importance matrix", path=path, hint="make one with `luq-gguf analyze`")
-    rows = {name: read_mean(file, name) for name in weights_in(file)}
-    counts = {name: file.read_float32(f"{name}{COUNTS}") for name in rows}
-    for name, count in counts.items():
-        if not count.all():
-            raise ArtifactError(f"{path} has no count of {name}: no token reached it", path=path, hint=HINT)
-    return ImportanceMatrix(rows, max((int(count.max()) for count in counts.values()), default=0), dataset_of(file))

@@ -39,7 +39,8 @@ class Settings:
 
     `max_size` is in bytes of the text GGUF; `threads` 0 means all cores; `keep_parts` None keeps the
     quantized layers of small models; `work` None means a folder beside the results; `check_all` hashes every byte of
-    the checkpoint where its times of change cannot be trusted.
+    the checkpoint where its times of change cannot be trusted; `imatrix` files, merged, take the place of the measured
+    importance matrix.
     """
 
     low_layers: int | None = None
@@ -60,6 +61,7 @@ class Settings:
     keep_parts: bool | None = None
     bundle: bool = False
     check_all: bool = False
+    imatrix: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         _require_one_of("order", self.order, ORDERS)

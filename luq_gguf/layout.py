@@ -22,10 +22,11 @@ from luq_gguf.families import find_family
 from luq_gguf.families.base import Family
 from luq_gguf.gguf_file import GGUFFile
 from luq_gguf.importance import ImatrixNote
-from luq_gguf.job import HEADER, MODEL, SCORES, Job, Settings
+from luq_gguf.job import HEADER, IMATRIX, MODEL, SCORES, Job, Settings
 from luq_gguf.plan import Budget, PlanInputs, TensorSpec, choose_order, layer_of, make_plan, size_table, type_size
 from luq_gguf.quantize import resolve_types, tensor_specs
 from luq_gguf.quantizer import Quantizer
+from luq_gguf.type_names import UNQUANTIZED
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,11 @@ class Layout:
                 kind = spec.low if spec.layer in plan.low_layers else spec.high
                 sizes[spec.layer] += type_size(kind, spec.shape)
         return tuple(sizes)
+
+    def surely_quantized(self) -> list[str]:
+        """The layers' weights that every plan of this model quantizes."""
+        rows = (spec for spec in self.specs if spec.layer is not None and spec.quantizable)
+        return [spec.name for spec in rows if not UNQUANTIZED & {spec.high.name, spec.low.name}]
 
     def largest_source_part(self) -> int:
         """Bytes of the largest set of tensors that is ever written in 16 bits: a layer, or all outside the layers."""
@@ -132,7 +138,9 @@ def kept_layout(folder: Path, settings: Settings) -> tuple[ModelRecord, Layout]:
             ) from error
         with header.open("r+b") as handle:
             handle.truncate(record.source_bytes)
-        return record, lay_out(record.checkpoint, header, settings, record.dataset)
+        matrix = folder / IMATRIX
+        dataset = ImatrixNote.of(matrix).dataset if matrix.is_file() else record.dataset
+        return record, lay_out(record.checkpoint, header, settings, dataset)
 
 
 def plan_again(folder: Path, settings: Settings) -> Plan:

@@ -8,7 +8,9 @@ more than an assembly. Knows no terminal: progress goes to a callback.
 from __future__ import annotations
 
 import functools
+import math
 import shutil
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from luq_gguf.artifacts import (
     read_record,
     require_space,
     scratch_folder,
+    sha256_of,
     write_record,
     write_text,
 )
@@ -32,8 +35,19 @@ from luq_gguf.calibration import load_calibration
 from luq_gguf.checkpoint import resolve_model
 from luq_gguf.errors import ArtifactError, GGUFError
 from luq_gguf.export import export_text, export_vision
-from luq_gguf.imatrix import check_coverage, mix_importance, read_imatrix, read_sums, write_imatrix, write_sums
-from luq_gguf.importance import ImatrixNote
+from luq_gguf.gguf_file import GGUFFile
+from luq_gguf.imatrix import (
+    check_coverage,
+    check_widths,
+    count_floored,
+    floor_importance,
+    merge_importance,
+    mix_importance,
+    read_sums,
+    write_imatrix,
+    write_sums,
+)
+from luq_gguf.importance import ImatrixNote, ImportanceMatrix, read_importance
 from luq_gguf.job import (
     HEADER,
     IMATRIX,
@@ -62,8 +76,8 @@ from luq_gguf.type_names import UNQUANTIZED
 from luq_gguf.verify import verify_types
 
 __all__ = [
-    "Conversion", "Settings", "SizeTable", "analyze", "convert", "export_model", "is_analysis", "plan_from_analysis",
-    "quantize_file", "remix_importance", "size_table_of_model",
+    "IMATRIX", "Conversion", "Settings", "SizeTable", "analyze", "convert", "export_model", "floored_channels",
+    "is_analysis", "plan_from_analysis", "quantize_file", "remix_importance", "size_table_of_model",
 ]  # fmt: skip
 
 FOR_LATER = (TENSOR_TYPES, SUMS, REFERENCE, HEADER, MODEL)
@@ -86,6 +100,11 @@ class Conversion:
     layer_bytes: tuple[int, ...]
     seconds: dict[str, float]
 
+    @property
+    def floored(self) -> tuple[int, int]:
+        """How many channels of the importance matrix stand at the floor of their row, and how many there are."""
+        return floored_channels(self.imatrix_path)
+
     def files(self) -> list[Path]:
         """Every result, the model first."""
         bundle = [self.bundle] if self.bundle else []
@@ -107,6 +126,7 @@ class Conversion:
             "plan": str(self.plan_path),
             "scores": str(self.scores_path),
             "imatrix": str(self.imatrix_path),
+            "floored_channels": self.floored[0],
             "report": None,
             "seconds": self.seconds,
         }
@@ -153,35 +173,39 @@ def convert(model: str, out: Path, settings: Settings, progress: Progress = sile
     with what is wrong before hours are spent, wherever it can be known before.
     """
     job = open_job(model, out, settings, progress)
+    brought = read_brought(settings.imatrix)
     calibration = read_calibration(settings)
     request = key_of(versions(), job.checkpoint.fingerprint, calibration.digest, plain_settings(settings))
     finished = find_manifest(out, request)
     if finished is not None:
         return _finished_conversion(job, finished)
     with job.working():
-        result = _convert(job, calibration)
+        result = _convert(job, calibration, brought)
         finish(job, request, calibration, result)
         if not keeps_parts(settings, result.plan):
             shutil.rmtree(job.parts)
     return result
 
 
-def _convert(job: Job, calibration: CalibrationSet) -> Conversion:
+def _convert(job: Job, calibration: CalibrationSet, brought: ImportanceMatrix | None) -> Conversion:
     settings, progress = job.settings, job.progress
+    dataset = brought.dataset if brought else calibration.name
     with scratch_folder(job.work, "header") as scratch, Quantizer() as quantizer:
         with job.watch.measure("types"):
             header = write_header(job, scratch)
-            layout = lay_out(job.checkpoint.digest, header, settings, calibration.name, quantizer)
+            layout = lay_out(job.checkpoint.digest, header, settings, dataset, quantizer)
         require_room(job, layout)
+        if brought:
+            check_importance(brought, layout.surely_quantized(), header)
         analysis = run_analysis(job, calibration)
-        imatrix = write_importance(analysis.sums, settings.alpha, job.work / IMATRIX)
+        imatrix = write_importance(analysis.sums, settings.alpha, job.work / IMATRIX, instead=brought)
         plan = layout.plan_for(settings, analysis.scores)
-        check_coverage(read_imatrix(imatrix), weights_to_quantize(plan))
+        check_importance(read_importance(imatrix), weights_to_quantize(plan), header)
         parts = make_parts(job, plan, imatrix, quantizer)
         target = job.out / f"{job.name}-LUQ-{len(plan.low_layers)}of{plan.layers}-{plan.low_type}.gguf"
         with job.watch.measure("assemble"):
             assemble(parts, header, plan, target, imatrix=ImatrixNote.of(imatrix), progress=progress)
-        keep_header(job, header, calibration.name)
+        keep_header(job, header, dataset)
     check_file(job, target, plan)
     with job.watch.measure("mmproj"):
         export_vision(job.checkpoint, job.family, job.mmproj, dtype=settings.mmproj_type, progress=progress)
@@ -248,18 +272,43 @@ def run_analysis(job: Job, calibration: CalibrationSet) -> AnalysisFiles:
     return AnalysisFiles(folder)
 
 
-def write_importance(sums: Path, alpha: float, target: Path) -> Path:
-    """The importance matrix at a ratio of image and text tokens, from an analysis' sums."""
-    write_imatrix(target, mix_importance(read_sums(sums), alpha))
+def read_brought(files: Sequence[Path]) -> ImportanceMatrix | None:
+    """The importance matrix that the user brought, several merged, raised to its floor; None where there is none."""
+    return floor_importance(merge_importance([read_importance(path) for path in files])) if files else None
+
+
+def write_importance(
+    sums: Path, alpha: float, target: Path, *, merged: Sequence[Path] = (), instead: ImportanceMatrix | None = None
+) -> Path:
+    """The importance matrix at a ratio of image and text tokens, from an analysis' sums.
+
+    With `merged`, those files are added to it; `instead`, a matrix that was brought, takes its place.
+    """
+    matrix = instead or mix_importance(read_sums(sums), alpha)
+    if merged:
+        matrix = floor_importance(merge_importance([matrix, *(read_importance(path) for path in merged)]))
+    write_imatrix(target, matrix)
     return target
 
 
-def remix_importance(folder: Path, alpha: float) -> Path:
-    """Write the importance matrix of an analyzed model again at another ratio; no pass over the model."""
+def floored_channels(imatrix: Path) -> tuple[int, int]:
+    """How many channels of one of our importance matrices stand at the floor of their row, and how many there are."""
+    return count_floored(read_importance(imatrix))
+
+
+def check_importance(matrix: ImportanceMatrix, weights: Iterable[str], model: Path) -> None:
+    """Raise ArtifactError where a matrix lacks one of `weights`, or is not of the model with this 16-bit header."""
+    check_coverage(matrix, weights)
+    tensors = GGUFFile.open(model).tensors.values()
+    check_widths(matrix, {row.name: math.prod((row.shape[0], *row.shape[2:])) for row in tensors if len(row.shape) > 1})
+
+
+def remix_importance(folder: Path, alpha: float, merged: Sequence[Path] = ()) -> Path:
+    """Write the importance matrix of an analyzed model again at another ratio, merged with others; no pass."""
     if not (folder / SUMS).is_file():
         raise ArtifactError(f"{folder} holds no {SUMS}", path=folder / SUMS, hint="give the folder of `analyze`")
     with lock_folder(folder / WORK):
-        return write_importance(folder / SUMS, alpha, folder / IMATRIX)
+        return write_importance(folder / SUMS, alpha, folder / IMATRIX, merged=merged)
 
 
 def require_room(job: Job, layout: Layout) -> None:
@@ -381,12 +430,13 @@ def _finished_conversion(job: Job, manifest: Manifest) -> Conversion:
 
 def plain_settings(settings: Settings) -> dict[str, str | int | float | bool | None]:
     """What of the settings changes the results, as plain JSON values."""
-    without = ("threads", "work", "keep_parts")
-    return {
+    without = ("threads", "work", "keep_parts", "imatrix")
+    plain = {
         name: str(value) if isinstance(value, Path) else value
         for name, value in vars(settings).items()
         if name not in without
     }
+    return plain | {"imatrix": " ".join(f"{sha256_of(path)}:{path.name}" for path in settings.imatrix)}
 
 
 def keeps_parts(settings: Settings, plan: Plan) -> bool:
@@ -446,6 +496,12 @@ def quantize_file(
 ) -> None:
     """Quantize an existing 16-bit GGUF of a model by its plan; the same tensors that `convert` assembles."""
     plan = read_record(plan_file, Plan)
-    check_coverage(read_imatrix(imatrix), weights_to_quantize(plan))
+    matrix = floor_importance(read_importance(imatrix))
+    check_importance(matrix, weights_to_quantize(plan), source)
     types = {name: GGMLQuantizationType[kind] for name, kind in plan.types.items()}
-    quantize_gguf(source, target, types, imatrix, high_type=plan.high_type, threads=threads, progress=progress)
+    with scratch_folder(target.parent, "imatrix") as scratch:
+        write_imatrix(scratch / IMATRIX, matrix)
+        quantize_gguf(
+            source, target, types, scratch / IMATRIX, note=ImatrixNote.of(imatrix), high_type=plan.high_type,
+            threads=threads, progress=progress,
+        )  # fmt: skip

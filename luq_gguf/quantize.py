@@ -79,6 +79,7 @@ def quantize_gguf(
     types: TypeMap,
     imatrix: Path | None,
     *,
+    note: ImatrixNote | None = None,
     high_type: str = "Q4_K_M",
     threads: int = 0,
     progress: Progress = silent,
@@ -86,18 +87,20 @@ def quantize_gguf(
 ) -> None:
     """Quantize a 16-bit GGUF so that each tensor gets its type of `types`; `threads` 0 takes all cores.
 
-    `high_type` is what the file calls itself. Raises QuantizeError where llama.cpp fails, `types` lacks a
-    weight, or the result has another type than asked for; nothing is then left under the target's name.
+    `high_type` is what the file calls itself; `note` is what it says of its importance matrix, by default what the
+    matrix says. Raises QuantizeError where llama.cpp fails, `types` lacks a weight, or the result has another type
+    than asked for; nothing is then left under the target's name.
     """
     tensors = GGUFFile.open(source).tensors
     wanted = {name: _wanted(source, name, types) for name, tensor in tensors.items() if _quantizable(tensor)}
     _require_space(target, GGUFFile.open(source), wanted)
     job = _job(source, int(base_file_type(parse_high_type(high_type))), wanted)
-    note = ImatrixNote.of(imatrix).pairs() if imatrix else []
+    said = note or (ImatrixNote.of(imatrix) if imatrix else None)
+    metadata = said.pairs() if said else []
     if high_type.upper() in UNQUANTIZED:
-        note.insert(0, ("general.file_type", int(parse_high_type(high_type))))
+        metadata.insert(0, ("general.file_type", int(parse_high_type(high_type))))
     with atomic_path(target) as partial, _borrowed(quantizer) as child:
-        job |= {"target": str(partial), "imatrix": str(imatrix or ""), "metadata": note, "threads": threads}
+        job |= {"target": str(partial), "imatrix": str(imatrix or ""), "metadata": metadata, "threads": threads}
         child.run(job, _Reporter(progress))
         _refuse_other_types(partial, {name: wanted.get(name, tensor.type) for name, tensor in tensors.items()})
 

@@ -14,7 +14,7 @@ from gguf import GGUFReader
 
 from luq_gguf import pipeline
 from luq_gguf.artifacts import Plan, sha256_of
-from luq_gguf.imatrix import read_imatrix
+from luq_gguf.importance import read_importance
 from luq_gguf.pipeline import Settings, convert
 from tests.pico import build_pico
 from tests.program import QUICK, Run, listing, result_of, run_program
@@ -223,11 +223,11 @@ def test_changed_samples_are_noticed(tmp_path: Path, pico_checkpoint: Path) -> N
         return convert(str(pico_checkpoint), tmp_path / "out", settings)
 
     first = converted_with(*texts)
-    importance = read_imatrix(first.imatrix_path)
+    importance = read_importance(first.imatrix_path)
     assert converted_with(*texts).seconds == {}
     second = converted_with(*texts[:-1], "a blue square and a green star")
     assert "analyze" in second.seconds
-    changed = read_imatrix(second.imatrix_path)
+    changed = read_importance(second.imatrix_path)
     assert any((importance.rows[name] != changed.rows[name]).any() for name in importance.rows)
 
 
@@ -269,9 +269,9 @@ def test_plan_of_an_analysis_is_the_plan_of_a_conversion(converted: Run, pico_ch
     assert (analyzed / "tensor-types.txt").read_text() == types
     budget = run_program("plan", analyzed, "--max-size", result["size_bytes"], "--low-type", "Q2_K", "--json")
     assert json.loads(budget.stdout)["size_bytes"] <= result["size_bytes"]
-    before = read_imatrix(analyzed / "imatrix.gguf")
+    before = read_importance(analyzed / "imatrix.gguf")
     assert run_program("imatrix", analyzed, "--alpha", "0.1").returncode == 0
-    after = read_imatrix(analyzed / "imatrix.gguf")
+    after = read_importance(analyzed / "imatrix.gguf")
     assert any((before.rows[name] != after.rows[name]).any() for name in before.rows)
 
 

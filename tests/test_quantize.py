@@ -16,7 +16,7 @@ from gguf import GGMLQuantizationType as Q
 from gguf import GGUFReader, GGUFWriter
 from gguf.quants import dequantize, quantize
 
-from luq_gguf.errors import ArtifactError, DiskSpaceError, GGUFError, QuantizeError, RequestError
+from luq_gguf.errors import ArtifactError, DiskSpaceError, QuantizeError, RequestError
 from luq_gguf.gguf_file import GGUFFile
 from luq_gguf.importance import ImatrixNote, read_means
 from luq_gguf.plan import is_weight, layer_of
@@ -204,7 +204,7 @@ def test_a_bad_importance_is_an_error(tmp_path: Path, source: Path, quantizer: Q
     with pytest.raises(QuantizeError, match="imatrix size 128 is different from tensor size 256"):
         quantize_gguf(source, tmp_path / "o.gguf", all_as(Q.Q4_0, source), narrow, quantizer=quantizer)
     (tmp_path / "text.gguf").write_text("no GGUF at all")
-    with pytest.raises(GGUFError, match="does not begin with GGUF"):
+    with pytest.raises(ArtifactError, match="neither a GGUF nor a sound"):
         quantize_gguf(source, tmp_path / "o.gguf", all_as(Q.Q4_0, source), tmp_path / "text.gguf", quantizer=quantizer)
     assert not (tmp_path / "o.gguf").exists()
 

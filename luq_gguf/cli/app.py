@@ -59,6 +59,7 @@ def convert(
     samples: options.Samples = None,
     skip_bad: options.SkipBad = False,
     alpha: options.Alpha = 0.5,
+    imatrix: options.Imatrix = None,
     seed: options.Seed = 0,
     compute_type: options.ComputeType = "auto",
     mmproj_type: options.MmprojType = "f16",
@@ -90,7 +91,7 @@ def convert(
         low_layers=low_layers, max_size=options.parse_size(max_size) if max_size else None, low_type=low_type,
         high_type=high_type, order=order, strict=strict, calib=calib, samples=samples, skip_bad=skip_bad, alpha=alpha,
         seed=seed, compute_type=compute_type, mmproj_type=mmproj_type, bundle=bundle, keep_parts=keep_parts,
-        threads=threads, work=work, check_all=check_all,
+        threads=threads, work=work, check_all=check_all, imatrix=tuple(imatrix or ()),
     )  # fmt: skip
     with show_progress() as progress:
         result = pipeline.convert(model, out, settings, progress)
@@ -121,7 +122,7 @@ def analyze(
     Example: luq-gguf analyze Qwen/Qwen2.5-VL-7B-Instruct --out qwen-analysis --calib my-images.jsonl
     """
     from luq_gguf import pipeline
-    from luq_gguf.cli.tables import format_scores
+    from luq_gguf.cli.tables import format_floor, format_scores
 
     settings = pipeline.Settings(
         order=order, calib=calib, samples=samples, skip_bad=skip_bad, alpha=alpha, seed=seed,
@@ -132,23 +133,25 @@ def analyze(
     if as_json:
         _print(scores.model_dump_json())
     else:
-        _print(format_scores(scores, order))
+        _print(f"{format_scores(scores, order)}\n{format_floor(pipeline.floored_channels(out / pipeline.IMATRIX))}")
 
 
 @app.command()
 def imatrix(
     folder: Annotated[Path, typer.Argument(help="The folder of an analysis or conversion.")],
     alpha: options.Alpha = 0.5,
+    merge: options.Merge = None,
     debug: options.Debug = False,
 ) -> None:
     """Mix the importance matrix again at another ratio of image and text tokens, without a pass.
 
-    Example: luq-gguf imatrix qwen-analysis --alpha 0.3
+    Example: luq-gguf imatrix qwen-analysis --alpha 0.3 --merge code.dat
     """
     from luq_gguf import pipeline
+    from luq_gguf.cli.tables import format_floor
 
-    path = pipeline.remix_importance(folder, alpha)
-    _print(f"wrote {path} at alpha {alpha:g}")
+    path = pipeline.remix_importance(folder, alpha, merge or ())
+    _print(f"{format_floor(pipeline.floored_channels(path))}\nwrote {path} at alpha {alpha:g}")
 
 
 @app.command()
@@ -209,7 +212,7 @@ def export(
 def quantize(
     source: Annotated[Path, typer.Argument(help="A 16-bit GGUF.")],
     plan_file: Annotated[Path, typer.Option("--plan", help="plan.json of that model.")],
-    imatrix_file: Annotated[Path, typer.Option("--imatrix", help="imatrix.gguf of that model.")],
+    imatrix_file: Annotated[Path, typer.Option("--imatrix", help="Importance matrix of that model, GGUF or .dat.")],
     out: Annotated[Path, typer.Option("--out", help="The GGUF to write.")],
     threads: options.Threads = 0,
     debug: options.Debug = False,

@@ -74,6 +74,15 @@ Alpha = Annotated[
     typer.Option("--alpha", min=0.0, max=1.0, help="Share of image+text tokens in the importance matrix.",
                  rich_help_panel="Method"),
 ]  # fmt: skip
+Imatrix = Annotated[
+    list[Path] | None,
+    typer.Option("--imatrix", help="Take this importance matrix (GGUF or .dat) instead of the measured one; several "
+                 "are merged.", show_default=False, rich_help_panel="Method"),
+]  # fmt: skip
+Merge = Annotated[
+    list[Path] | None,
+    typer.Option("--merge", help="Add this importance matrix (GGUF or .dat); may be given again.", show_default=False),
+]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice.", rich_help_panel="Method")]
 ComputeType = Annotated[
     str,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from luq_gguf.artifacts import EntropyRow, LayerScores, Plan
@@ -27,8 +28,9 @@ def render(*parts: Table | str) -> str:
 
 
 def make_table(title: str, columns: Iterable[str]) -> Table:
-    """A table whose first column is text and whose others are figures."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    """A table whose first column is text, the others figures; its title stays one line, however narrow it is."""
+    heading = Text(title, no_wrap=True, overflow="ignore")
+    table = Table(title=heading, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right")
     return table
@@ -42,6 +44,12 @@ def format_bytes(count: int) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.2f} {unit}"
         size /= 1024
     raise AssertionError("unreachable")
+
+
+def format_floor(floored: tuple[int, int]) -> str:
+    """How much of an importance matrix is inputs that hardly ever differ from zero."""
+    low, total = floored
+    return f"importance: {low:,} of {total:,} channels stand at the floor, 1e-5 of their row's mean"
 
 
 def _entropy_cell(rows: tuple[EntropyRow, ...] | None, layer: int) -> str:
@@ -120,5 +128,6 @@ def format_conversion(result: Conversion) -> str:
         table.add_row(str(layer), _entropy_cell(entropy, layer), _entropy_cell(text, layer), kind, size)
     stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in result.seconds.items())
     lines = [*_plan_lines(plan), f"time: {stages}" if stages else "nothing to do: these files are of the same request"]
+    lines.append(format_floor(result.floored))
     lines += [f"wrote {path}" for path in result.files()]
     return render(table, "", *_score_lines(scores), *lines)
