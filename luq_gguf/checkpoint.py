@@ -7,6 +7,7 @@ nothing of model families or GGUF.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,8 +21,9 @@ from luq_gguf import safetensors_index as index
 from luq_gguf.artifacts import sha256_of
 from luq_gguf.errors import CheckpointError, TensorError
 from luq_gguf.safetensors_index import TensorInfo
+from luq_gguf.small_files import MAX_BYTES
 
-__all__ = ["Checkpoint", "TensorInfo", "resolve_model"]
+__all__ = ["Checkpoint", "TensorInfo", "read_config", "resolve_model"]
 
 STORED: dict[str, np.dtype[Any]] = {"BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
 """numpy's type of the stored values; bf16 as raw bits."""
@@ -58,12 +60,7 @@ class Checkpoint:
         """
         if not folder.is_dir():
             raise CheckpointError(f"{folder} is not a folder", hint="give a model folder or a hub id like owner/name")
-        config_path = folder / "config.json"
-        if not config_path.is_file():
-            raise CheckpointError(
-                f"{folder} has no config.json", hint="give the folder of a Hugging Face checkpoint, as downloaded"
-            )
-        config = index.read_json(config_path)
+        config = read_config(folder)
         shards = find_shards(folder)
         tensors = index.collect_tensors(folder, shards)
         digest = _digest(folder, shards, tensors)
@@ -104,9 +101,20 @@ class Checkpoint:
             yield self._read(info, begin, min(size, stop - begin))
 
     def side_file(self, name: str) -> Path | None:
-        """A file of the folder itself (tokenizer.json, say), or None where there is none."""
+        """A regular file of the folder itself (tokenizer.json, say), or None where there is none.
+
+        Raises CheckpointError where it is a link out of the folder, or too large to be what its name says.
+        """
         path = self.folder / name
-        return path if Path(name).name == name and path.is_file() else None
+        if Path(name).name != name or not path.is_file():
+            return None
+        index.require_inside(self.folder, path)
+        if path.stat().st_size > MAX_BYTES:
+            raise CheckpointError(
+                f"{path} has {path.stat().st_size:,} bytes, at most {MAX_BYTES:,} are read",
+                hint="download the checkpoint's original files again",
+            )
+        return path
 
     def side_json(self, name: str) -> dict[str, Any]:
         """A JSON object of the folder; empty where the file is missing."""
@@ -156,10 +164,22 @@ def require_finite(values: NDArray[Any], name: str) -> None:
         )
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of config.json; raises CheckpointError where there is none that can be read."""
+    path = folder / "config.json"
+    if not path.exists():
+        raise CheckpointError(
+            f"{folder} has no config.json", hint="give the folder of a Hugging Face checkpoint, as downloaded"
+        )
+    index.require_inside(folder, path)
+    return index.read_json(path)
+
+
 def find_shards(folder: Path) -> dict[str, list[str] | None]:
     """Safetensors files of a folder, each with the tensors that an index promises in it (None: no index)."""
     index_path = folder / INDEX
-    if index_path.is_file():
+    if index_path.exists():
+        index.require_inside(folder, index_path)
         return index.read_weight_map(index_path)
     names = sorted(path.name for path in folder.glob("model*.safetensors"))
     if names:
@@ -203,8 +223,8 @@ def _digest(folder: Path, shards: dict[str, list[str] | None], tensors: dict[str
     digest = hashlib.sha256()
     texts = [path for pattern in ("*.json", "*.txt", "*.jinja", "README.md") for path in folder.glob(pattern)]
     for path in sorted(path for path in texts if path.is_file()):
-        digest.update(f"{path.name}\0".encode())
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+        index.require_inside(folder, path)
+        digest.update(os.fsencode(path.name) + b"\0" + bytes.fromhex(sha256_of(path)))
     for shard in sorted(shards):
         path = folder / shard
         digest.update(f"{shard}\0{path.stat().st_size}\0".encode())

@@ -22,19 +22,31 @@ from __future__ import annotations
 
 from pathlib import Path
 
+MAX_MESSAGE = 1000
+
 
 class LuqError(Exception):
-    """Base of all; `str()` gives one line: the message, then the hint."""
+    """Base of all; `str()` gives one printable line: the message, then the hint.
+
+    Messages quote names from files that anyone may have made: line breaks and control characters in them are
+    escaped, endless ones cut.
+    """
 
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
-        self.message = message
+        self.message = _one_line(message)
         self.hint = hint
 
     def __str__(self) -> str:
         return f"{self.message}; {self.hint}" if self.hint else self.message
+
+
+def _one_line(text: str) -> str:
+    if len(text) > MAX_MESSAGE:
+        text = f"{text[: MAX_MESSAGE - 200]}...{text[-200:]}"
+    return text if text.isprintable() else "".join(mark if mark.isprintable() else ascii(mark)[1:-1] for mark in text)
 
 
 class RequestError(LuqError):

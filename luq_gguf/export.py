@@ -25,6 +25,8 @@ from luq_gguf.families.base import Dtype, Family, MetadataEntry, TensorSource
 from luq_gguf.progress import Progress, silent
 
 ALIGNMENT: int = gguf.GGUF_DEFAULT_ALIGNMENT
+MOST_BYTES = 1 << 42
+"""Of a model of which nothing but its config is there; twenty times the largest known."""
 ITEM_BYTES = {GGMLQuantizationType.F32: 4, GGMLQuantizationType.F16: 2, GGMLQuantizationType.BF16: 2}
 
 
@@ -63,12 +65,23 @@ def export_text(
 
 
 def export_vision(
-    checkpoint: Checkpoint, family: Family, target: Path, *, dtype: str = "f16", progress: Progress = silent
+    checkpoint: Checkpoint,
+    family: Family,
+    target: Path,
+    *,
+    dtype: str = "f16",
+    made_by: str = "",
+    progress: Progress = silent,
 ) -> None:
-    """Write the mmproj: vision tower and projector. Raises TensorError as `export_text` does."""
+    """Write the mmproj: vision tower and projector. Raises TensorError as `export_text` does.
+
+    `made_by` is noted as `general.quantized_by`; without it the file is the one that llama.cpp's converter writes.
+    """
     kind = resolve_dtype(checkpoint, dtype)
     tensors = [OutputTensor(tensor, family.vision_type(tensor, kind)) for tensor in family.vision_tensors()]
     metadata = family.vision_metadata(checkpoint, dtype=kind)
+    if made_by:
+        metadata.append((gguf.Keys.General.QUANTIZED_BY, made_by, gguf.GGUFValueType.STRING, None))
     _write(checkpoint, family, target, metadata, tensors, progress=progress, what="export vision tower")
 
 
@@ -86,10 +99,15 @@ def write_header_only(
     """
     kind = resolve_dtype(checkpoint, dtype)
     tensors = _text_outputs(family, kind)
+    data = sum(_padded(tensor.nbytes) for tensor in tensors)
+    if data > MOST_BYTES:
+        raise CheckpointError(
+            f"config.json of {checkpoint.folder} describes a model of {data:,} bytes", hint="is it the model's own?"
+        )
     with atomic_path(target) as partial:
         _write_header(partial, family.text_metadata(checkpoint, dtype=kind, tokenizer=tokenizer), tensors)
         with partial.open("r+b") as handle:
-            handle.truncate(_padded(partial.stat().st_size) + sum(_padded(tensor.nbytes) for tensor in tensors))
+            handle.truncate(_padded(partial.stat().st_size) + data)
 
 
 def resolve_dtype(checkpoint: Checkpoint, dtype: str) -> Dtype:

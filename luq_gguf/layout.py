@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from luq_gguf import safetensors_index
 from luq_gguf.artifacts import LayerScores, Plan, Record, read_record, scratch_folder, write_record
 from luq_gguf.assemble import header_bytes
-from luq_gguf.checkpoint import Checkpoint
-from luq_gguf.errors import ArtifactError, CheckpointError
+from luq_gguf.checkpoint import Checkpoint, read_config
+from luq_gguf.errors import ArtifactError
 from luq_gguf.export import write_header_only
 from luq_gguf.families import find_family
 from luq_gguf.families.base import Family
@@ -158,10 +157,7 @@ def plan_again(folder: Path, settings: Settings) -> Plan:
 
 def layout_of_config(folder: Path, settings: Settings, dataset: str) -> tuple[Family, Layout, bool]:
     """The layout of a model of which only config.json need be there; the last says whether its tokenizer is."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise CheckpointError(f"{folder} has no config.json", hint="give a model folder, a hub id or an analysis")
-    checkpoint = Checkpoint(folder, safetensors_index.read_json(path), {}, "")
+    checkpoint = Checkpoint(folder, read_config(folder), {}, "")
     family = find_family(checkpoint.config)
     has_tokenizer = checkpoint.side_file("tokenizer.json") is not None
     with tempfile.TemporaryDirectory(prefix="luq-gguf-") as scratch:

@@ -13,17 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luq_gguf.artifacts import MODALITIES
-from luq_gguf.chat import render_chat
+from luq_gguf.chat import render_chats
 from luq_gguf.checkpoint import Checkpoint
 from luq_gguf.errors import CalibrationError, CheckpointError
 from luq_gguf.families.base import Family
 from luq_gguf.images import fit_to_grid, grid_limits
 from luq_gguf.samples import Sample, messages_of
+from luq_gguf.small_files import MIB, read_small
+from luq_gguf.tokenizer_file import load_tokenizer, tokenizing
 
 if TYPE_CHECKING:
     from PIL import Image
-    from tokenizers import Tokenizer
 
+MAX_TEMPLATE = MIB
 MAX_TOKENS = 4096
 """No sample is longer: attention's time grows with the square."""
 IMAGE, MULTIMODAL_TEXT, TEXT = range(len(MODALITIES))
@@ -49,7 +51,8 @@ class PromptMaker:
 
     def __init__(self, checkpoint: Checkpoint, family: Family, *, image_token: str, end_token: str) -> None:
         self.family = family
-        self.tokenizer = _load_tokenizer(checkpoint)
+        self.checkpoint = checkpoint
+        self.tokenizer = load_tokenizer(checkpoint, family.tokenizer_pattern)
         self.template = read_template(checkpoint)
         self.image_token, self.end_token = image_token, end_token
         self.image_id = self.tokenizer.token_to_id(image_token)
@@ -62,12 +65,14 @@ class PromptMaker:
 
         Raises CalibrationError where there are no tokens, too many, or image tokens in a text.
         """
+        return self.all_of([sample])
+
+    def _tokenize(self, sample: Sample, prompt: str) -> list[TokenizedSample]:
         if sample.text is not None:
             ids = self._encode(sample.text)
             pieces = [ids[start : start + self.longest] for start in range(0, max(len(ids), 1), self.longest)]
             names = [sample.id, *(f"{sample.id}/{number}" for number in range(1, len(pieces)))]
             return [self._finish(name, piece, None, None, 0) for name, piece in zip(names, pieces, strict=True)]
-        prompt = render_chat(self.template, messages_of(sample))
         fitted, grid = None, None
         if sample.picture is not None:
             fitted = fit_to_grid(sample.picture.read(), *grid_limits(self.family.image_grid))
@@ -101,27 +106,18 @@ class PromptMaker:
         return TokenizedSample(name, tokens, kinds, image, grid, answer_tokens)
 
     def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        with tokenizing(self.checkpoint):
+            ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
     def all_of(self, samples: Iterable[Sample]) -> list[TokenizedSample]:
-        """All samples, tokenized."""
-        return [piece for sample in samples for piece in self.tokenize(sample)]
-
-
-def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    from tokenizers import Tokenizer
-
-    path = checkpoint.side_file("tokenizer.json")
-    if path is None:
-        raise CheckpointError(f"{checkpoint.folder} has no tokenizer.json", hint="download the tokenizer's files too")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:
-        raise CheckpointError(f"cannot read {path}: {error}", hint="download it again") from error
-    tokenizer.no_truncation()  # a file may have been saved with either
-    tokenizer.no_padding()
-    return tokenizer
+        """All samples, tokenized; errors as `tokenize`."""
+        wanted = list(samples)
+        chats = [messages_of(sample) for sample in wanted if sample.text is None]
+        prompts = iter(render_chats(self.template, chats) if chats else ())
+        return [
+            piece for sample in wanted for piece in self._tokenize(sample, next(prompts) if sample.text is None else "")
+        ]
 
 
 def read_template(checkpoint: Checkpoint) -> str:
@@ -129,7 +125,7 @@ def read_template(checkpoint: Checkpoint) -> str:
     plain = checkpoint.side_file("chat_template.jinja")
     if plain is not None:
         try:
-            return plain.read_text(encoding="utf-8")
+            return read_small(plain, MAX_TEMPLATE).decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise CheckpointError(f"cannot read {plain}: {error}", hint="download it again") from error
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):

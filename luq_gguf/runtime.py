@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from luq_gguf.bundle import extract_mmproj, is_bundle
-from luq_gguf.chat import render_chat
-from luq_gguf.errors import RunError
+from luq_gguf.chat import ChatRenderer
+from luq_gguf.errors import GGUFError, RunError
 from luq_gguf.gguf_file import GGUFFile
 from luq_gguf.images import fit_to_grid
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 MIN_IMAGE_TOKENS = 8
 MAX_IMAGE_TOKENS = 1024
+MAX_STEP = 128
+AGAIN = "make or download it again"
 BATCH_TOKENS = 2048
 """llama.cpp aborts the process where it is handed more at once."""
 
@@ -58,6 +60,7 @@ class Runtime:
         self.log = self._stack.enter_context(_quiet_llama())
         self.threads = threads or _physical_cores()
         self.metadata = GGUFFile.open(model).metadata
+        self._chat = self._stack.enter_context(ChatRenderer(str(self.metadata.get("tokenizer.chat_template", ""))))
         llama_cpp.llama_backend_init()
         self._model = self._load_model(model)
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
@@ -122,8 +125,7 @@ class Runtime:
         content = [{"type": "text", "text": question}]
         if image is not None:
             content.insert(0, {"type": "text", "text": marker})
-        template = str(self.metadata.get("tokenizer.chat_template", ""))
-        prompt = render_chat(template, [{"role": "user", "content": content}])
+        (prompt,) = self._chat.render([[{"role": "user", "content": content}]])
         self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), True)
         self._position = 0
         if self._vision is None:
@@ -266,7 +268,14 @@ def _mmproj_file(model: Path, mmproj: Path | None) -> Iterator[Path]:
 def _image_grid(mmproj: Path) -> tuple[int, int, int]:
     """Grid step in pixels, least and most pixels of an image for this vision part."""
     metadata = GGUFFile.open(mmproj).metadata
-    step = int(metadata.get("clip.vision.patch_size", 14)) * int(metadata.get("clip.vision.spatial_merge_size", 2))
+    step = 1
+    for key, default in (("clip.vision.patch_size", 14), ("clip.vision.spatial_merge_size", 2)):
+        size = metadata.get(key, default)
+        if not isinstance(size, int) or not 1 <= size <= MAX_STEP:
+            raise GGUFError(f"{key} in {mmproj} is no number of pixels up to {MAX_STEP}", path=mmproj, hint=AGAIN)
+        step *= size
+    if step > MAX_STEP:
+        raise GGUFError(f"{mmproj} asks for images in steps of {step} pixels", path=mmproj, hint=AGAIN)
     return step, MIN_IMAGE_TOKENS * step * step, MAX_IMAGE_TOKENS * step * step
 
 

@@ -5,7 +5,6 @@ Everything that a file claims (lengths, offsets, names of other files) is checke
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,12 +14,16 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from luq_gguf.errors import CheckpointError, TensorError
+from luq_gguf.small_files import MIB, parse_json, read_small, require_regular
 
 ITEM_BYTES = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "BF16": 2, "F16": 2, "I16": 2, "U16": 2,
     "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1,
 }  # fmt: skip
-MAX_HEADER = 100_000_000
+MAX_HEADER = 32 * MIB
+"""Room for 200,000 tensors; parsed it takes up to twenty times its size."""
+MAX_DIMENSIONS = 8
+MAX_NAME = 1024
 AGAIN = "download the file again"
 
 
@@ -39,10 +42,10 @@ class TensorInfo:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; raises CheckpointError where it is none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_small(path))
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}", hint=AGAIN) from error
+    except ValueError as error:
         raise CheckpointError(f"{path} is no valid JSON: {error}", hint=AGAIN) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds no JSON object", hint=AGAIN)
@@ -83,7 +86,8 @@ def collect_tensors(folder: Path, shards: dict[str, list[str] | None]) -> dict[s
         path = folder / shard
         require_inside(folder, path)
         if not path.is_file():
-            raise CheckpointError(f"shard {shard} is missing from {folder}", hint="download the missing file")
+            what = "is no regular file of" if path.exists() else "is missing from"
+            raise CheckpointError(f"shard {shard} {what} {folder}", hint="download the missing file")
         found = read_header(path)
         missing = sorted(set(promised or ()) - found.keys())
         if missing:
@@ -103,20 +107,25 @@ def require_inside(folder: Path, path: Path) -> None:
         allowed.append(home.parent.parent / "blobs")
     if not any(target.is_relative_to(place) for place in allowed):
         raise CheckpointError(
-            f"shard {path.name} is a link to {target}, outside of {folder}", hint="copy the file into the folder"
+            f"{path.name} is a link to {target}, outside of {folder}", hint="copy the file into the folder"
         )
 
 
 def header_bytes(path: Path) -> bytes:
     """The JSON header of a safetensors file, its length checked against the file."""
-    size = path.stat().st_size
     try:
+        size = require_regular(path)
         with path.open("rb") as handle:
             length = int.from_bytes(handle.read(8), "little")
-            if size < 8 or length > min(size - 8, MAX_HEADER):
+            if size < 8 or length > size - 8:
                 raise CheckpointError(
                     f"{path} is cut short or no safetensors file: a header of {length:,} bytes in {size:,} bytes",
                     hint=AGAIN,
+                )
+            if length > MAX_HEADER:
+                raise CheckpointError(
+                    f"{path} has a header of {length:,} bytes, at most {MAX_HEADER:,} are read",
+                    hint="save the model in several shards",
                 )
             return handle.read(length)
     except OSError as error:
@@ -127,8 +136,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     """The tensors of one safetensors file; every shape and offset is checked."""
     header = header_bytes(path)
     try:
-        entries = json.loads(header, object_pairs_hook=_refuse_twice)
-    except (ValueError, RecursionError) as error:
+        entries = parse_json(header, pairs=_refuse_twice)
+    except ValueError as error:
         raise CheckpointError(f"{path} has a broken header: {error}", hint=AGAIN) from error
     if not isinstance(entries, dict):
         raise CheckpointError(f"{path} has a broken header: no JSON object", hint=AGAIN)
@@ -141,10 +150,12 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
 def _tensor(path: Path, name: str, entry: object, start: int) -> TensorInfo:
     broken = TensorError(f"tensor {name} has a broken entry in the header of {path}", tensor=name, hint=AGAIN)
-    if not isinstance(entry, dict):
+    if not isinstance(entry, dict) or len(name) > MAX_NAME:
         raise broken
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
+        raise broken
+    if len(shape) > MAX_DIMENSIONS:
         raise broken
     begin, end = offsets
     if (dtype in ITEM_BYTES and end - begin != prod(shape) * ITEM_BYTES[dtype]) or end < begin:
@@ -173,7 +184,9 @@ def _check_extent(path: Path, tensors: list[TensorInfo]) -> None:
 def _counts(value: object) -> TypeGuard[list[int]]:
     if not isinstance(value, list):
         return False
-    return all(isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 1 << 48 for item in value)
+    return len(value) <= 2 * MAX_DIMENSIONS and all(
+        isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 1 << 48 for item in value
+    )
 
 
 def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -184,4 +197,5 @@ def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _leads_away(name: str) -> bool:
-    return name != Path(name).name or any(part in name for part in ("/", "\\", "\0")) or name.startswith("..")
+    plain = name.isprintable() and name == Path(name).name
+    return not plain or "/" in name or "\\" in name or name.startswith("..")

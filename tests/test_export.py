@@ -277,8 +277,8 @@ BROKEN_SIDE_FILES = {
     "temperature a text": (write_json("generation_config.json", temperature="hot"), "value that GGUF cannot hold"),
     "top_k huge": (write_json("generation_config.json", top_k=1 << 40), "value that GGUF cannot hold"),
     "vocabulary too large": (write_json("config.json", vocab_size=300), "goes up to token 495, vocab_size is 300"),
-    "no pre-tokenizer": (write_json("tokenizer.json", pre_tokenizer=None), "does not split texts as qwen2 does"),
-    "no tokenizer model": (write_json("tokenizer.json", model=None), "cannot read .*tokenizer.json"),
+    "no pre-tokenizer": (write_json("tokenizer.json", pre_tokenizer=None), "does not split texts as this family does"),
+    "no tokenizer model": (write_json("tokenizer.json", model=None), "is no BPE tokenizer"),
     "template a number": (write_json("tokenizer_config.json", chat_template=[1]), "chat_template|tokenizer files|GGUF"),
 }
 

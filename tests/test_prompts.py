@@ -198,7 +198,7 @@ def test_unusable_tokenizers_are_named(folder: Path):
     with pytest.raises(CheckpointError, match=r"has no <\|image_pad\|>"):
         maker_of(folder)
     (folder / "tokenizer.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"cannot read .*tokenizer\.json"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is no valid JSON"):
         maker_of(folder)
     (folder / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match=r"has no tokenizer\.json"):

@@ -5,7 +5,7 @@ A family is made from a config alone and touches no weights. Knows nothing of qu
 
 from __future__ import annotations
 
-import math
+import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 Dtype = Literal["f16", "bf16", "f32"]
 MetadataEntry = tuple[str, Any, GGUFValueType, GGUFValueType | None]
 """Key, value, type, and the type of an array's items."""
+LEAST_SCALE, MOST_SCALE = 1e-4, 1e4
+"""Of what is taken off colors from 0 to 1, and of what they are divided by."""
 LAYER_WEIGHTS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 77
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,8 @@ class Family(ABC):
 
     name: ClassVar[str]
     architecture: ClassVar[str]
+    tokenizer_pattern: ClassVar[str]
+    """The regular expression by which the tokenizer splits texts."""
     layer_weights: ClassVar[tuple[str, ...]] = LAYER_WEIGHTS
 
     layers: int
@@ -166,11 +173,11 @@ class ConfigReader:
             raise self.wrong(key, value, f"a whole number from 1 to {maximum}")
         return value
 
-    def number(self, key: str, default: float | None = None) -> float:
+    def number(self, key: str, default: float | None = None, *, maximum: float = 1e30) -> float:
         """A positive number."""
         value = self._get(key, default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-            raise self.wrong(key, value, "a positive number")
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= maximum:
+            raise self.wrong(key, value, f"a positive number of at most {maximum:g}")
         return float(value)
 
     def integers(self, key: str, default: list[int] | None = None, *, maximum: int = 1 << 24) -> list[int]:
@@ -185,10 +192,8 @@ class ConfigReader:
     def triple(self, key: str, *, positive: bool = False) -> tuple[float, float, float]:
         """Three numbers, one a color channel."""
         value = self._get(key, None)
-        low = 0.0 if positive else -math.inf
-        numbers = isinstance(value, list) and all(
-            type(item) in (int, float) and low < item < math.inf for item in value
-        )
+        low, high = (LEAST_SCALE if positive else -MOST_SCALE), MOST_SCALE
+        numbers = isinstance(value, list) and all(type(item) in (int, float) and low <= item <= high for item in value)
         if not isinstance(value, list) or not numbers or len(value) != 3:
             raise self.wrong(key, value, "three positive numbers" if positive else "three numbers")
         return (float(value[0]), float(value[1]), float(value[2]))
@@ -202,7 +207,7 @@ class ConfigReader:
 
     def wrong(self, key: str, value: object, wanted: str) -> CheckpointError:
         """The error for a key with a value that cannot be."""
-        shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
+        shown = _SHORT.repr(value)
         return CheckpointError(
             f"{self.place}: {key} is {shown}, not {wanted}", hint="download the checkpoint's original files again"
         )

@@ -6,7 +6,8 @@ beyond the released gguf package is done here, so that both write the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import gguf
@@ -14,6 +15,10 @@ import gguf
 from luq_gguf.checkpoint import Checkpoint
 from luq_gguf.errors import CheckpointError
 from luq_gguf.families.base import Dtype, MetadataEntry
+from luq_gguf.families.model_card import require_sane_card
+from luq_gguf.safetensors_index import require_inside
+from luq_gguf.small_files import MIB
+from luq_gguf.tokenizer_file import HINT, load_tokenizer, tokenizing
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -23,7 +28,11 @@ FILE_TYPES: dict[str, gguf.LlamaFileType] = {
     "f16": gguf.LlamaFileType.MOSTLY_F16,
     "bf16": gguf.LlamaFileType.MOSTLY_BF16,
 }
-TOKENIZER_HINT = "download the tokenizer's original files again"
+CONFIGS = ("config.json", "generation_config.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "config.json", "chat_template.json")
+MAX_TEMPLATE = MIB
+TEXTS = ("merges.txt", "chat_template.jinja")
+"""Which files of the folder gguf's readers open by themselves: they are held against limits before."""
 
 
 class MetadataRecorder:
@@ -45,6 +54,9 @@ def add_general(
     Names come from the model card and the folder's name, as llama.cpp's converter takes them.
     """
     writer.add_type(kind)
+    require_sane_card(checkpoint)
+    for name in CONFIGS:
+        checkpoint.side_json(name)
     try:
         metadata = _load_metadata(checkpoint, parameters)
         metadata.set_gguf_meta_model(writer)
@@ -77,14 +89,9 @@ def add_byte_level_bpe(
     `pre` is llama.cpp's name of the pre-tokenizer whose splitting pattern is `pattern`; a tokenizer that
     splits otherwise is refused, since llama.cpp would read texts in another way than the model.
     """
+    _require_sane_files(checkpoint)
     content = checkpoint.side_json("tokenizer.json")
-    if not content:
-        raise CheckpointError(f"{checkpoint.folder} has no tokenizer.json", hint=TOKENIZER_HINT)
-    if pattern not in _patterns(content.get("pre_tokenizer")):
-        raise CheckpointError(
-            f"the tokenizer of {checkpoint.folder} does not split texts as {pre} does", hint=TOKENIZER_HINT
-        )
-    tokens, types = read_tokens(checkpoint, vocabulary_size)
+    tokens, types = read_tokens(checkpoint, vocabulary_size, pattern)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
@@ -95,21 +102,52 @@ def add_byte_level_bpe(
         special.add_to_gguf(writer, quiet=True)
     except Exception as error:
         raise CheckpointError(
-            f"cannot read the tokenizer files of {checkpoint.folder}: {_first_line(error)}", hint=TOKENIZER_HINT
+            f"cannot read the tokenizer files of {checkpoint.folder}: {_first_line(error)}", hint=HINT
         ) from error
     if not special.merges:
-        raise CheckpointError(f"the tokenizer of {checkpoint.folder} has no merges", hint=TOKENIZER_HINT)
+        raise CheckpointError(f"the tokenizer of {checkpoint.folder} has no merges", hint=HINT)
 
 
-def read_tokens(checkpoint: Checkpoint, vocabulary_size: int) -> tuple[list[str], list[int]]:
+def _require_sane_files(checkpoint: Checkpoint) -> None:
+    for name in TOKENIZER_FILES:
+        checkpoint.side_json(name)
+    for name in TEXTS:
+        checkpoint.side_file(name)
+    more = checkpoint.folder / "additional_chat_templates"
+    if more.exists():
+        require_inside(checkpoint.folder, more)
+        for path in more.glob("*.jinja"):
+            require_inside(checkpoint.folder, path)
+            if not path.is_file() or path.stat().st_size > MAX_TEMPLATE:
+                raise CheckpointError(f"{path} is no chat template", hint="take it out of the folder")
+
+
+def read_tokens(checkpoint: Checkpoint, vocabulary_size: int, pattern: str) -> tuple[list[str], list[int]]:
     """All tokens by id and their llama.cpp types; ids without a token are named [PADn] and unused."""
-    tokenizer = _load_tokenizer(checkpoint)
-    by_id = {rank: token for token, rank in tokenizer.get_vocab(with_added_tokens=True).items()}
-    if max(by_id) >= vocabulary_size:
+    tokenizer = load_tokenizer(checkpoint, pattern)
+    with tokenizing(checkpoint):
+        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+        _check_ids(checkpoint, vocabulary, vocabulary_size)
+        return _tokens_by_id(tokenizer, vocabulary, vocabulary_size)
+
+
+def _check_ids(checkpoint: Checkpoint, vocabulary: dict[str, int], vocabulary_size: int) -> None:
+    if not vocabulary:
+        raise CheckpointError(f"the tokenizer of {checkpoint.folder} has no tokens", hint=HINT)
+    if (last := max(vocabulary.values())) >= vocabulary_size:
         raise CheckpointError(
-            f"the tokenizer of {checkpoint.folder} goes up to token {max(by_id)}, vocab_size is {vocabulary_size}",
+            f"the tokenizer of {checkpoint.folder} goes up to token {last}, vocab_size is {vocabulary_size}",
             hint="tokenizer and config belong to different models",
         )
+    if len(set(vocabulary.values())) != len(vocabulary):
+        (twice, _), *_ = Counter(vocabulary.values()).most_common(1)
+        raise CheckpointError(f"the tokenizer of {checkpoint.folder} has two tokens with the id {twice}", hint=HINT)
+
+
+def _tokens_by_id(
+    tokenizer: Tokenizer, vocabulary: dict[str, int], vocabulary_size: int
+) -> tuple[list[str], list[int]]:
+    by_id = {rank: token for token, rank in vocabulary.items()}
     added = tokenizer.get_added_tokens_decoder()
     tokens: list[str] = []
     types: list[int] = []
@@ -127,27 +165,6 @@ def read_tokens(checkpoint: Checkpoint, vocabulary_size: int) -> tuple[list[str]
         tokens.append(token)
         types.append(kind)
     return tokens, types
-
-
-def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    from tokenizers import Tokenizer
-
-    path = checkpoint.folder / "tokenizer.json"
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:
-        raise CheckpointError(f"cannot read {path}: {_first_line(error)}", hint=TOKENIZER_HINT) from error
-
-
-def _patterns(pre_tokenizer: object) -> Iterable[str]:
-    """The regular expressions of a tokenizer.json's pre-tokenizer."""
-    if not isinstance(pre_tokenizer, dict):
-        return
-    pattern = pre_tokenizer.get("pattern")
-    if isinstance(pattern, dict) and isinstance(pattern.get("Regex"), str):
-        yield pattern["Regex"]
-    for part in pre_tokenizer.get("pretokenizers") or ():
-        yield from _patterns(part)
 
 
 def _added_by_processor(processor: object) -> dict[str, bool]:

@@ -33,6 +33,11 @@ FULL_ATTENTION = [7, 15, 23, 31]
 MIN_PIXELS = 4 * 28 * 28
 MAX_PIXELS = 16384 * 28 * 28
 MOST_PIXELS = 1 << 40
+LARGEST_LEAST = 1 << 24
+"""Every image is enlarged to `min_pixels`."""
+MOST_FACTOR = 128
+MOST_CHANNELS = 1 << 18
+MOST_TOKENS = 1 << 20
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -42,6 +47,7 @@ class Qwen25VL(Family):
 
     name: ClassVar[str] = "qwen2.5-vl"
     architecture: ClassVar[str] = "qwen2vl"
+    tokenizer_pattern: ClassVar[str] = PATTERN
 
     vision: dict[str, Any]
 
@@ -187,7 +193,7 @@ class Qwen25VL(Family):
         size = content.get("size")
         area = ConfigReader(size if isinstance(size, dict) else {}, f"{reader.place}: size")
         smallest = reader.integer(
-            "min_pixels", area.integer("shortest_edge", MIN_PIXELS, maximum=MOST_PIXELS), maximum=MOST_PIXELS
+            "min_pixels", area.integer("shortest_edge", MIN_PIXELS, maximum=LARGEST_LEAST), maximum=LARGEST_LEAST
         )
         largest = reader.integer(
             "max_pixels", area.integer("longest_edge", MAX_PIXELS, maximum=MOST_PIXELS), maximum=MOST_PIXELS
@@ -229,13 +235,13 @@ def _text_parameters(config: dict[str, Any]) -> dict[str, Any]:
         reader = ConfigReader({**config, **reader.section("text_config").content}, "config.json: text_config")
     sizes: dict[str, Any] = {
         "num_hidden_layers": reader.integer("num_hidden_layers", maximum=1000),
-        "hidden_size": reader.integer("hidden_size"),
-        "intermediate_size": reader.integer("intermediate_size"),
-        "num_attention_heads": reader.integer("num_attention_heads"),
-        "num_key_value_heads": reader.integer("num_key_value_heads"),
-        "vocab_size": reader.integer("vocab_size"),
+        "hidden_size": reader.integer("hidden_size", maximum=MOST_CHANNELS),
+        "intermediate_size": reader.integer("intermediate_size", maximum=MOST_CHANNELS),
+        "num_attention_heads": reader.integer("num_attention_heads", maximum=MOST_CHANNELS),
+        "num_key_value_heads": reader.integer("num_key_value_heads", maximum=MOST_CHANNELS),
+        "vocab_size": reader.integer("vocab_size", maximum=MOST_TOKENS),
         "max_position_embeddings": reader.integer("max_position_embeddings", maximum=1 << 31),
-        "rms_norm_eps": reader.number("rms_norm_eps"),
+        "rms_norm_eps": reader.number("rms_norm_eps", maximum=1.0),
         "hidden_act": "silu",
     }
     _check_heads(reader, sizes)
@@ -286,17 +292,19 @@ def _vision_parameters(config: dict[str, Any], text_hidden: int) -> dict[str, An
     channels = "in_chans" if reader.content.get("in_chans") is not None else "in_channels"
     sizes: dict[str, Any] = {
         "depth": reader.integer("depth", maximum=1000),
-        "hidden_size": reader.integer("hidden_size"),
-        "intermediate_size": reader.integer("intermediate_size"),
+        "hidden_size": reader.integer("hidden_size", maximum=MOST_CHANNELS),
+        "intermediate_size": reader.integer("intermediate_size", maximum=MOST_CHANNELS),
         "num_heads": reader.integer("num_heads"),
         "in_channels": reader.integer(channels, 3, maximum=16),
-        "patch_size": reader.integer("patch_size", 14, maximum=1024),
-        "spatial_merge_size": reader.integer("spatial_merge_size", 2, maximum=64),
+        "patch_size": reader.integer("patch_size", 14, maximum=MOST_FACTOR),
+        "spatial_merge_size": reader.integer("spatial_merge_size", 2, maximum=16),
         "temporal_patch_size": reader.integer("temporal_patch_size", 2, maximum=64),
         "window_size": reader.integer("window_size", 112),
         "image_size": reader.integer("image_size", IMAGE_SIZE),
         "fullatt_block_indexes": reader.integers("fullatt_block_indexes", FULL_ATTENTION, maximum=1000),
     }
+    if (factor := sizes["patch_size"] * sizes["spatial_merge_size"]) > MOST_FACTOR:
+        raise reader.wrong("patch_size", sizes["patch_size"], f"at most {MOST_FACTOR} with the merge size ({factor})")
     if sizes["temporal_patch_size"] != 2:
         raise reader.wrong("temporal_patch_size", sizes["temporal_patch_size"], "2, as llama.cpp needs it")
     if sizes["hidden_size"] % sizes["num_heads"]:

@@ -1,0 +1,93 @@
+"""The child process that renders chat templates: a line of JSON in, a line of JSON out.
+
+A template comes with the model and may come from anyone. It runs in jinja2's immutable sandbox, in a process
+that may take little memory and processor time and opens no files; its owner ends it where it takes too long.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, NoReturn
+
+from jinja2 import Template, TemplateError
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+MEMORY_BYTES = 1 << 29
+MAX_TEXT = 1 << 24
+"""Characters that all prompts of a request may have."""
+LONGEST_REASON = 500
+
+
+def serve() -> None:
+    """Answer requests until the owner closes the pipe."""
+    _limit("RLIMIT_AS", MEMORY_BYTES)
+    _limit("RLIMIT_FSIZE", 0)
+    for line in sys.stdin:
+        request = json.loads(line)
+        _allow_seconds(request["seconds"])
+        answer = json.dumps(_answer(request))
+        sys.stdout.write(answer + "\n")
+        sys.stdout.flush()
+
+
+def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return {"texts": render(request["template"], request["chats"], answer_next=request["answer_next"])}
+    except MemoryError:
+        return {"error": "it takes too much memory"}
+    except Exception as error:  # a template may fail in any way that Python knows
+        reason = " ".join(str(error)[:LONGEST_REASON].split())
+        return {"error": reason or type(error).__name__}
+
+
+def render(template: str, chats: Sequence[Sequence[Mapping[str, Any]]], *, answer_next: bool) -> list[str]:
+    """The prompt of every chat; raises whatever the template makes jinja2 raise."""
+    compiled = _compile(template)
+    texts: list[str] = []
+    room = MAX_TEXT
+    for messages in chats:
+        texts.append(compiled.render(messages=messages, add_generation_prompt=answer_next))
+        room -= len(texts[-1])
+        if room < 0:
+            raise TemplateError(f"it makes prompts of more than {MAX_TEXT:,} characters")
+    return texts
+
+
+def _compile(template: str) -> Template:
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+    environment.globals["raise_exception"] = _raise
+    environment.globals["strftime_now"] = lambda form: datetime.now().astimezone().strftime(form)
+    return environment.from_string(template)
+
+
+def _raise(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+def _allow_seconds(seconds: float) -> None:
+    """Processor time for one more request; the owner measures the time on the clock."""
+    _limit("RLIMIT_CPU", math.ceil(time.process_time() + seconds) + 1)
+
+
+def _limit(name: str, value: int) -> None:
+    """Set a soft limit, within the hard one, where the platform has such limits."""
+    try:
+        import resource
+    except ImportError:
+        return
+    kind = getattr(resource, name)
+    hard = resource.getrlimit(kind)[1]
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
+
+
+if __name__ == "__main__":
+    serve()
