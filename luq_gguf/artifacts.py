@@ -17,18 +17,21 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, Self, TypeVar
 
 import psutil
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from gguf.constants import GGMLQuantizationType
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from luq_gguf.errors import ArtifactError, BusyError, DiskSpaceError
+from luq_gguf.small_files import read_small
 
 MODALITIES = ("image", "multimodal_text", "text")
 """Kinds of tokens: of an image; text in a sample that has an image; text of a text-only sample."""
 
 
+MAX_LAYERS = 1000
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 LEAST_FREE = 1 << 16
 """A disk with less than this is full for those who write in blocks."""
@@ -63,7 +66,7 @@ class LayerScores(Record):
 
     format: Literal["luq-gguf scores 1"] = "luq-gguf scores 1"
     checkpoint: str
-    layers: int
+    layers: int = Field(ge=1, le=MAX_LAYERS)
     entropy: dict[str, tuple[EntropyRow, ...]]
     stability: dict[str, float]
     tokens: dict[str, int]
@@ -84,19 +87,29 @@ class Plan(Record):
 
     format: Literal["luq-gguf plan 1"] = "luq-gguf plan 1"
     checkpoint: str
-    layers: int
+    layers: int = Field(ge=1, le=MAX_LAYERS)
     order_name: str
     order: tuple[int, ...]
     low_layers: tuple[int, ...]
     low_type: str
     high_type: str
     types: dict[str, str]
-    size_bytes: int
-    high_size_bytes: int
-    f16_size_bytes: int
+    size_bytes: int = Field(ge=1)
+    high_size_bytes: int = Field(ge=1)
+    f16_size_bytes: int = Field(ge=0)
     bits_per_weight: float
     fallbacks: dict[str, str] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _is_sound(self) -> Self:
+        if sorted(self.order) != list(range(self.layers)):
+            raise ValueError(f"its order is none of {self.layers} layers")
+        if not set(self.low_layers) <= set(self.order) or len(set(self.low_layers)) != len(self.low_layers):
+            raise ValueError("its low layers are none of the model's")
+        if unknown := set(self.types.values()) - GGMLQuantizationType.__members__.keys():
+            raise ValueError(f"there is no type {min(unknown)}")
+        return self
 
 
 RecordT = TypeVar("RecordT", bound=Record)
@@ -114,7 +127,7 @@ def read_record(path: Path, kind: type[RecordT]) -> RecordT:
     something else.
     """
     try:
-        return kind.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(read_small(path))
     except OSError as error:
         raise ArtifactError(
             f"cannot read {path}: {error.strerror}", path=path, hint="run the stage that writes it again"

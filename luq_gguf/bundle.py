@@ -15,6 +15,7 @@ from typing import BinaryIO
 from luq_gguf.artifacts import atomic_path, require_space, sha256_of
 from luq_gguf.errors import ArtifactError, GGUFError
 from luq_gguf.gguf_file import GGUFFile, align
+from luq_gguf.small_files import require_regular
 
 MAGIC = b"LUQBNDL1"
 VERSION = 1
@@ -140,6 +141,7 @@ def _broken(path: Path, what: str) -> ArtifactError:
 
 
 def _read_trailer(path: Path) -> bytes:
+    require_regular(path)
     with path.open("rb") as handle:
         size = handle.seek(0, 2)
         handle.seek(max(0, size - _TRAILER.size))

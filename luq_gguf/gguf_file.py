@@ -19,11 +19,14 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from luq_gguf.errors import GGUFError
+from luq_gguf.small_files import require_regular
 
 MAGIC = b"GGUF"
 VERSION = 3
 DEFAULT_ALIGNMENT = 32
 MAX_DIMENSIONS = 4
+MOST_BYTES = 1 << 42
+"""Of a file whose data are not there: what its header may claim."""
 MAX_NAME = 63
 """ggml keeps tensor names in 64 bytes, the last of them zero."""
 
@@ -87,14 +90,17 @@ class GGUFFile:
     tensors: dict[str, GGUFTensor]
 
     @classmethod
-    def open(cls, path: Path, *, size: int | None = None) -> GGUFFile:
+    def open(cls, path: Path, *, size: int | None = None, header_only: bool = False) -> GGUFFile:
         """Read the header of `path`; with `size` as if the file ended there.
 
-        Raises GGUFError where the file cannot be read, is cut, or contradicts itself.
+        With `header_only` the tensors' data need not be there. Raises GGUFError where the file cannot be read, is
+        cut, or contradicts itself.
         """
         try:
+            require_regular(path)
             with path.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-                return _Parser(path, mapped, len(mapped) if size is None else min(size, len(mapped))).parse()
+                end = len(mapped) if size is None else min(size, len(mapped))
+                return _Parser(path, mapped, end, MOST_BYTES if header_only else end).parse()
         except OSError as error:
             raise GGUFError(f"cannot read {path}: {error.strerror or error}", path=path) from error
         except ValueError as error:  # an empty file cannot be mapped
@@ -141,10 +147,11 @@ def tensor_bytes(kind: GGMLQuantizationType, shape: Iterable[int]) -> int:
 class _Parser:
     """One pass over a header; `position` only moves forward and never past `size`."""
 
-    def __init__(self, path: Path, data: mmap.mmap, size: int) -> None:
+    def __init__(self, path: Path, data: mmap.mmap, size: int, data_size: int) -> None:
         self.path = path
         self.data = data
         self.size = size
+        self.data_size = data_size
         self.position = 0
 
     def parse(self) -> GGUFFile:
@@ -153,7 +160,7 @@ class _Parser:
         alignment = self._alignment(entries)
         infos = self._infos(tensor_count)
         data_start = align(self.position, alignment)
-        if infos and data_start > self.size:
+        if infos and data_start > self.data_size:
             raise self._broken("it ends before its tensor data")
         header = self.data[: self.position]
         tensors = {info[0]: self._tensor(info, data_start, alignment) for info in infos}
@@ -273,10 +280,10 @@ class _Parser:
             nbytes = tensor_bytes(known, shape)
         except ValueError as error:
             raise self._broken(f"tensor {name!r}: {error}") from error
-        if nbytes == 0 or offset % alignment or data_start + offset + nbytes > self.size:
+        if nbytes == 0 or offset % alignment or data_start + offset + nbytes > self.data_size:
             raise self._broken(
                 f"tensor {name!r} of {nbytes} bytes at {data_start + offset} is empty, unaligned, or past its "
-                f"end at {self.size}"
+                f"end at {self.data_size}"
             )
         return GGUFTensor(name, shape, known, data_start + offset, nbytes)
 

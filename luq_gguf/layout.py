@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from luq_gguf.artifacts import LayerScores, Plan, Record, read_record, scratch_folder, write_record
+from pydantic import Field
+
+from luq_gguf.artifacts import MAX_LAYERS, LayerScores, Plan, Record, read_record, scratch_folder, write_record
 from luq_gguf.assemble import header_bytes
 from luq_gguf.checkpoint import Checkpoint, read_config
 from luq_gguf.errors import ArtifactError
@@ -25,7 +27,11 @@ from luq_gguf.job import HEADER, IMATRIX, MODEL, SCORES, Job, Settings
 from luq_gguf.plan import Budget, PlanInputs, TensorSpec, choose_order, layer_of, make_plan, size_table, type_size
 from luq_gguf.quantize import resolve_types, tensor_specs
 from luq_gguf.quantizer import Quantizer
+from luq_gguf.small_files import MIB, read_small
 from luq_gguf.type_names import UNQUANTIZED
+
+MOST_HEADER = 256 * MIB
+"""Of header.bin; most of it is the vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +85,8 @@ class ModelRecord(Record):
     format: Literal["luq-gguf model 1"] = "luq-gguf model 1"
     checkpoint: str
     name: str
-    layers: int
-    source_bytes: int
+    layers: int = Field(ge=1, le=MAX_LAYERS)
+    source_bytes: int = Field(ge=1)
     dataset: str
 
 
@@ -130,11 +136,16 @@ def kept_layout(folder: Path, settings: Settings) -> tuple[ModelRecord, Layout]:
     with scratch_folder(folder, "header") as scratch:
         header = scratch / HEADER
         try:
-            header.write_bytes((folder / HEADER).read_bytes())
+            header.write_bytes(read_small(folder / HEADER, MOST_HEADER))
         except OSError as error:
             raise ArtifactError(
                 f"cannot read {folder / HEADER}: {error.strerror}", path=folder / HEADER, hint="analyze the model again"
             ) from error
+        if GGUFFile.open(folder / HEADER, header_only=True).data_end != record.source_bytes:
+            raise ArtifactError(
+                f"{folder / MODEL} is of another model than {folder / HEADER}", path=folder / MODEL,
+                hint="analyze the model again",
+            )  # fmt: skip
         with header.open("r+b") as handle:
             handle.truncate(record.source_bytes)
         matrix = folder / IMATRIX

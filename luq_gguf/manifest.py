@@ -18,6 +18,7 @@ from luq_gguf.artifacts import Record, sha256_of, write_record
 from luq_gguf.checkpoint import INDEX, Checkpoint
 from luq_gguf.job import MANIFEST
 from luq_gguf.safetensors_index import header_bytes
+from luq_gguf.small_files import read_small
 
 
 def _plain_name(name: str) -> str:
@@ -90,7 +91,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 def find_manifest(folder: Path, request: str) -> Manifest | None:
     """The manifest of a finished conversion with this request whose files are all as they were left."""
     try:
-        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+        manifest = Manifest.model_validate_json(read_small(folder / MANIFEST))
     except (OSError, ValidationError):
         return None
     whole = all(_is_as_left(folder / name, record) for name, record in manifest.files.items())

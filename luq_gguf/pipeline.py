@@ -17,6 +17,7 @@ from typing import Any
 
 from gguf import GGMLQuantizationType
 
+from luq_gguf import TOOL
 from luq_gguf.artifacts import (
     LayerScores,
     Plan,
@@ -51,6 +52,7 @@ from luq_gguf.importance import ImatrixNote, ImportanceMatrix, read_importance
 from luq_gguf.job import (
     HEADER,
     IMATRIX,
+    MANIFEST,
     MODEL,
     PLAN,
     REFERENCE,
@@ -73,7 +75,7 @@ from luq_gguf.quantize import make_part, part_key, quantize_gguf
 from luq_gguf.quantizer import Quantizer
 from luq_gguf.samples import CalibrationSet
 from luq_gguf.type_names import UNQUANTIZED
-from luq_gguf.verify import verify_types
+from luq_gguf.verify import require_plan_of, verify_types
 
 __all__ = [
     "IMATRIX", "Conversion", "Settings", "SizeTable", "analyze", "convert", "export_model", "floored_channels",
@@ -160,6 +162,14 @@ class AnalysisFiles:
         """What it says of the layers."""
         return read_record(self.folder / SCORES, LayerScores)
 
+    def require_of(self, checkpoint: str) -> AnalysisFiles:
+        """These files; raises ArtifactError where they are of another checkpoint than the one of this digest."""
+        if self.scores.checkpoint != checkpoint:
+            raise ArtifactError(
+                f"{self.folder} is of another checkpoint", path=self.folder, hint="delete it and run the command again"
+            )
+        return self
+
     @property
     def sums(self) -> Path:
         """The sums of squared inputs by modality."""
@@ -208,7 +218,9 @@ def _convert(job: Job, calibration: CalibrationSet, brought: ImportanceMatrix | 
         keep_header(job, header, dataset)
     check_file(job, target, plan)
     with job.watch.measure("mmproj"):
-        export_vision(job.checkpoint, job.family, job.mmproj, dtype=settings.mmproj_type, progress=progress)
+        export_vision(
+            job.checkpoint, job.family, job.mmproj, dtype=settings.mmproj_type, made_by=TOOL, progress=progress
+        )
     return leave_records(job, target, plan, layout, analysis)
 
 
@@ -250,7 +262,7 @@ def run_analysis(job: Job, calibration: CalibrationSet) -> AnalysisFiles:
     for other in set(job.work.glob("analyzing-*")) - (set() if finished else {state}):
         shutil.rmtree(other)
     if finished:
-        return AnalysisFiles(folder)
+        return AnalysisFiles(folder).require_of(job.checkpoint.digest)
     with job.watch.measure("analyze"):
         result = analyze_activations(
             job.checkpoint,
@@ -420,7 +432,9 @@ def _finished_conversion(job: Job, manifest: Manifest) -> Conversion:
     out = job.out
     plan = read_record(out / PLAN, Plan)
     names = [name for name in manifest.files if "-LUQ-" in name]
-    target = next(out / name for name in names if not name.endswith("-bundle.gguf"))
+    target = next((out / name for name in names if not name.endswith("-bundle.gguf")), None)
+    if target is None:
+        raise ArtifactError(f"{out / MANIFEST} names no model", path=out / MANIFEST, hint="delete it and convert again")
     bundled = bundle_name(target) if job.settings.bundle else None
     scores = read_record(out / SCORES, LayerScores)
     return Conversion(
@@ -496,6 +510,7 @@ def quantize_file(
 ) -> None:
     """Quantize an existing 16-bit GGUF of a model by its plan; the same tensors that `convert` assembles."""
     plan = read_record(plan_file, Plan)
+    require_plan_of(source, plan, plan_file)
     matrix = floor_importance(read_importance(imatrix))
     check_importance(matrix, weights_to_quantize(plan), source)
     types = {name: GGMLQuantizationType[kind] for name, kind in plan.types.items()}

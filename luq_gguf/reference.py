@@ -23,7 +23,11 @@ FORMAT = "luq-gguf reference 1"
 TOP = 64
 PLACES = 1024
 """Answer tokens whose logits are in memory at once."""
-ARRAYS = ("starts", "answers", "top", "log_probabilities", "rest")
+FORMS: dict[str, tuple[type[np.generic], int]] = {
+    "starts": (np.int64, 1), "answers": (np.int32, 1), "top": (np.int32, 2), "log_probabilities": (np.float32, 2),
+    "rest": (np.float32, 1),
+}  # fmt: skip
+ARRAYS = tuple(FORMS)
 
 
 @dataclass(frozen=True)
@@ -84,9 +88,15 @@ def read_reference(path: Path) -> Reference:
     try:
         arrays, note = read_arrays(path, FORMAT)
         tensors = {name: arrays[name] for name in ARRAYS}
-        samples, context = tuple(note["samples"]), note["context"]
+        samples, context = note["samples"], note["context"]
     except (ValueError, KeyError, TypeError) as error:
         raise _broken(path, str(error)) from error
+    if any(tensors[name].dtype != kind or tensors[name].ndim != rank for name, (kind, rank) in FORMS.items()):
+        raise _broken(path, "its arrays have another form")
+    named = isinstance(samples, list) and all(isinstance(sample, str) for sample in samples)
+    if not named or not isinstance(context, dict):
+        raise _broken(path, "its note has another form")
+    samples = tuple(samples)
     reference = Reference(samples, context=context, **tensors)
     if not _is_sound(reference):
         raise _broken(path, "it contradicts itself")

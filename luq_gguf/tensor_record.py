@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luq_gguf.artifacts import atomic_path
+from luq_gguf.small_files import parse_json, require_regular
 
 NOTE = "luq_gguf"
 Arrays = dict[str, NDArray[Any]]
@@ -34,11 +35,12 @@ def read_arrays(path: Path, kind: str) -> tuple[Arrays, dict[str, Any]]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        require_regular(path)
         with safe_open(path, framework="numpy") as handle:
-            note = json.loads((handle.metadata() or {}).get(NOTE, "{}"))
+            note = parse_json((handle.metadata() or {}).get(NOTE, "{}").encode())
             found = note.get("format") if isinstance(note, dict) else None
             if found != kind:
                 raise ValueError(f"its format is {found!r}, not {kind!r}")
             return {name: handle.get_tensor(name) for name in handle.keys()}, note  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError, RecursionError, TypeError) as error:
+    except (SafetensorError, OSError, TypeError, AttributeError) as error:
         raise ValueError(" ".join(str(error).split())) from error

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from luq_gguf.artifacts import Plan
+from luq_gguf.errors import ArtifactError
 from luq_gguf.gguf_file import GGUFFile, align
 
 
@@ -20,6 +21,17 @@ def verify_types(path: Path, plan: Plan, *, header: GGUFFile | None = None) -> l
     """
     found = GGUFFile.open(path)
     return [*_tensor_differences(found, plan, header), *_layout_differences(found, plan)]
+
+
+def require_plan_of(source: Path, plan: Plan, plan_file: Path) -> None:
+    """Raise ArtifactError unless a plan names exactly the tensors of a GGUF."""
+    found = GGUFFile.open(source).tensors
+    others = sorted(found.keys() ^ plan.types.keys())
+    if others:
+        place = f"only in {source}" if others[0] in found else f"not in {source}"
+        raise ArtifactError(
+            f"{plan_file} is of another model: {others[0]} is {place}", path=plan_file, hint="take this model's plan"
+        )
 
 
 def _tensor_differences(found: GGUFFile, plan: Plan, header: GGUFFile | None) -> Iterator[str]:
