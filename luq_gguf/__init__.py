@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "open_model"]
+TOOL = f"luq-gguf {__version__}"
+"""What files say they were made by."""
+__all__ = ["TOOL", "__version__", "open_model"]
 
 if TYPE_CHECKING:
     from luq_gguf.runtime import open_model as open_model

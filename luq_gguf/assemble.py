@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from gguf.constants import GGML_QUANT_VERSION, GGMLQuantizationType
+from gguf.constants import GGML_QUANT_VERSION, GGMLQuantizationType, Keys
 
+from luq_gguf import TOOL
 from luq_gguf.artifacts import Plan, atomic_path, require_space
 from luq_gguf.errors import ArtifactError
 from luq_gguf.gguf_file import GGUFFile, GGUFTensor, encode_header, raw_value, write_padding
@@ -77,10 +78,14 @@ def _encode(
 
 
 def final_metadata(base: GGUFFile, high_type: str, imatrix: ImatrixNote | None) -> dict[str, bytes]:
-    """Raw metadata of the quantized file, in the order of llama.cpp's quantizer: what it sets comes last."""
+    """Raw metadata of the quantized file, in the order of llama.cpp's quantizer: what it sets comes last.
+
+    `general.quantized_by` is ours, the others are those of llama-quantize.
+    """
     added: dict[str, int | str] = {
         "general.quantization_version": GGML_QUANT_VERSION,
         "general.file_type": int(parse_high_type(high_type)),
+        Keys.General.QUANTIZED_BY: TOOL,
         **dict(imatrix.pairs() if imatrix else ()),
     }
     kept = (key for key in base.metadata if key not in added and key not in _SPLIT_KEYS)

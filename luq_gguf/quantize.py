@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gguf.constants import GGMLQuantizationType
+from gguf.constants import GGMLQuantizationType, Keys
 
+from luq_gguf import TOOL
 from luq_gguf.artifacts import atomic_path, require_space
 from luq_gguf.errors import ArtifactError, GGUFError, QuantizeError
 from luq_gguf.gguf_file import GGUFFile, GGUFTensor, align, tensor_bytes
@@ -96,7 +97,7 @@ def quantize_gguf(
     _require_space(target, GGUFFile.open(source), wanted)
     job = _job(source, int(base_file_type(parse_high_type(high_type))), wanted)
     said = note or (ImatrixNote.of(imatrix) if imatrix else None)
-    metadata = said.pairs() if said else []
+    metadata = [(Keys.General.QUANTIZED_BY, TOOL), *(said.pairs() if said else ())]
     if high_type.upper() in UNQUANTIZED:
         metadata.insert(0, ("general.file_type", int(parse_high_type(high_type))))
     with atomic_path(target) as partial, _borrowed(quantizer) as child:

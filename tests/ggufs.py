@@ -1,14 +1,17 @@
-"""GGUF files for tests, written by the gguf library: a text model of any shape, holes, importance matrices."""
+"""Files for tests: GGUFs of the gguf library (text models, holes, importance matrices), a .dat written by struct."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import struct
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from gguf import GGUFWriter
 
+DatEntry = tuple[bytes, int, list[float]]
+"""Name, chunks and values of a weight in a .dat file."""
 WEIGHTS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 
 
@@ -112,3 +115,15 @@ def write_imatrix(path: Path, shapes: Mapping[str, tuple[int, ...]], *, seed: in
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def dat_bytes(entries: Sequence[DatEntry], chunks: int | None = 7, dataset: bytes | None = b"wiki.train.raw") -> bytes:
+    """The form of save_imatrix_legacy in llama.cpp's tools/imatrix."""
+    data = struct.pack("<i", len(entries))
+    for name, calls, values in entries:
+        data += struct.pack(f"<i{len(name)}sii{len(values)}f", len(name), name, calls, len(values), *values)
+    if chunks is not None:
+        data += struct.pack("<i", chunks)
+    if dataset is not None:
+        data += struct.pack(f"<i{len(dataset)}s", len(dataset), dataset)
+    return data

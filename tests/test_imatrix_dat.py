@@ -13,22 +13,11 @@ from hypothesis import strategies as st
 from luq_gguf.errors import ArtifactError
 from luq_gguf.imatrix_dat import read_dat
 from luq_gguf.importance import ImatrixNote, read_importance, read_means
+from tests.ggufs import DatEntry as Entry
+from tests.ggufs import dat_bytes
 
-Entry = tuple[bytes, int, list[float]]
 Q: Entry = (b"blk.0.attn_q.weight", 3, [6.0, 0.5, 0.0])
 K: Entry = (b"blk.0.attn_k.weight", 2, [1.0])
-
-
-def dat_bytes(entries: list[Entry], chunks: int | None = 7, dataset: bytes | None = b"wiki.train.raw") -> bytes:
-    """The form of save_imatrix_legacy in llama.cpp's tools/imatrix."""
-    data = struct.pack("<i", len(entries))
-    for name, calls, values in entries:
-        data += struct.pack(f"<i{len(name)}sii{len(values)}f", len(name), name, calls, len(values), *values)
-    if chunks is not None:
-        data += struct.pack("<i", chunks)
-    if dataset is not None:
-        data += struct.pack(f"<i{len(dataset)}s", len(dataset), dataset)
-    return data
 
 
 def write(path: Path, data: bytes) -> Path:

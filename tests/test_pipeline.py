@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gguf import GGUFReader
@@ -90,9 +92,20 @@ def test_only_the_low_layers_have_the_low_type(converted: Run) -> None:
     assert metadata.get_field("tokenizer.ggml.tokens") is not None
 
 
-def test_the_mmproj_is_the_exported_one(converted: Run, exported: Path) -> None:
+def test_the_mmproj_is_the_exported_one_and_both_files_name_the_tool(converted: Run, exported: Path) -> None:
+    """The 16-bit export names nobody: it is the file that llama.cpp's converter writes."""
     result = result_of(converted)
-    assert Path(result["mmproj"]).read_bytes() == next(exported.glob("mmproj-*-F16.gguf")).read_bytes()
+    key, tool = "general.quantized_by", f"luq-gguf {importlib.metadata.version('luq-gguf')}"
+    plain = next(exported.glob("mmproj-*-F16.gguf"))
+    assert tensors_of(Path(result["mmproj"])) == tensors_of(plain)
+    assert metadata_of(Path(result["mmproj"])) == metadata_of(plain) | {key: tool}
+    assert metadata_of(Path(result["model"]))[key] == tool
+    assert not any(key in metadata_of(path) for path in exported.glob("*.gguf"))
+
+
+def metadata_of(path: Path) -> dict[str, Any]:
+    """All that a reader finds but the counts of what is there."""
+    return {key: field.contents() for key, field in GGUFReader(path).fields.items() if not key.startswith("GGUF.")}
 
 
 @pytest.fixture(scope="module")
