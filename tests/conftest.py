@@ -9,6 +9,7 @@ import pytest
 
 from tests.pico import build_pico
 from tests.program import QUICK, Run, result_of, run_program
+from tests.stock import StockTools, prepare_stock_tools
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +23,12 @@ def converted(pico_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
     """What the program leaves and prints for a budget of one low layer; tests must not change the folder."""
     out = tmp_path_factory.mktemp("converted")
     return run_program("convert", pico_checkpoint, "--out", out, "--low-layers", 1, *QUICK, "--json")
+
+
+@pytest.fixture(scope="session")
+def stock() -> StockTools:
+    """llama.cpp's own tools, for slow tests."""
+    return prepare_stock_tools()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import random
@@ -18,13 +19,16 @@ from gguf import GGUFReader
 from luq_gguf.demo import CHECKPOINT, FRESH_SEED
 from luq_gguf.demo.scenes import ask_about, draw_scene, make_scene
 from tests.program import run_program
-from tests.stock import ROOT, StockTools, prepare_stock_tools
+from tests.stock import ROOT, StockTools
 
 pytestmark = pytest.mark.slow
 
 GOLDEN_CASES = sorted(path.stem for path in (ROOT / "tests" / "golden").glob("*.json"))
 ANSWERED_KINDS = ("count", "color", "what", "where")
 DEFAULTS = ("IQ1_M", "Q4_K_M")
+MAKER = f"luq-gguf {importlib.metadata.version('luq-gguf')}"
+NAMED = ("--override-kv", f"general.quantized_by=str:{MAKER}")
+"""The one thing that our files say beyond those of llama-quantize."""
 CASES = [
     ("pico", 1, DEFAULTS),
     ("pico", 3, DEFAULTS),
@@ -85,11 +89,6 @@ def assert_same(made: Path, stock: Path) -> None:
     assert made.read_bytes() == stock.read_bytes()
 
 
-@pytest.fixture(scope="session")
-def stock() -> StockTools:
-    return prepare_stock_tools()
-
-
 def export(checkpoint: Path, folder: Path, samples: int) -> Model:
     done = run_program("export", checkpoint, "--out", folder / "16bit")
     assert done.returncode == 0, done.stderr
@@ -115,12 +114,26 @@ def test_llama_quantize_makes_our_file_of_our_imatrix_and_type_file(
     made = Path(result["model"])
     target = made.with_name("stock.gguf")
     stock.run(
-        "llama-quantize", "--imatrix", "imatrix.gguf", "--tensor-type-file", "tensor-types.txt", model.full, target,
-        types[1], 2, cwd=made.parent,
+        "llama-quantize", *NAMED, "--imatrix", "imatrix.gguf", "--tensor-type-file", "tensor-types.txt", model.full,
+        target, types[1], 2, cwd=made.parent,
     )  # fmt: skip
     assert_same(made, target)
     low = {tensor.type for key, tensor in read_tensors(target).items() if is_layer_weight(key, result["low_layers"])}
     assert low == {types[0]}
+
+
+@pytest.mark.parametrize("name", ["pico", "demo"])
+def test_the_readmes_command_gives_the_same_tensors(name: str, models: dict[str, Model], stock: StockTools) -> None:
+    """In the folder of a conversion: what a user of llama.cpp does with our two files."""
+    model = models[name]
+    made = Path(model.convert(2)["model"])
+    stock.run(
+        "llama-quantize", "--imatrix", "imatrix.gguf", "--tensor-type-file", "tensor-types.txt", model.full, "out.gguf",
+        "Q4_K_M", 2, cwd=made.parent,
+    )  # fmt: skip
+    again = made.parent / "out.gguf"
+    assert read_tensors(again) == read_tensors(made)
+    assert read_metadata(made) == read_metadata(again) | {"general.quantized_by": MAKER}
 
 
 def is_layer_weight(name: str, layers: list[int]) -> bool:
@@ -137,7 +150,7 @@ def test_without_low_layers_our_file_is_a_plain_run_of_llama_quantize(
     result = model.convert(0, ("IQ1_M", high_type))
     made = Path(result["model"])
     stock.run(
-        "llama-quantize", "--imatrix", "imatrix.gguf", model.full, tmp_path / "imatrix.gguf", high_type, 2,
+        "llama-quantize", *NAMED, "--imatrix", "imatrix.gguf", model.full, tmp_path / "imatrix.gguf", high_type, 2,
         cwd=made.parent,
     )  # fmt: skip
     assert_same(made, tmp_path / "imatrix.gguf")
