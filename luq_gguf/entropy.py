@@ -74,23 +74,27 @@ def _cluster_all(points: NDArray[np.float32], clusters: int, seeds: Sequence[int
     More threads in one run wait for each other: on a busy machine that takes ten times as long. One
     also makes the result independent of the number of cores.
     """
+    import sklearn.cluster  # noqa: F401 - loaded here: loading a library while a thread looks for them can deadlock
     from sklearn.exceptions import ConvergenceWarning
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import ThreadpoolController
 
-    with threadpool_limits(1), warnings.catch_warnings(), ThreadPoolExecutor(_cores(), initializer=_one_thread) as pool:
+    libraries = ThreadpoolController()
+
+    def one_thread() -> None:
+        """OpenMP keeps its number of threads for each calling thread."""
+        libraries.limit(limits=1, user_api="openmp")
+
+    with (
+        libraries.limit(limits=1),
+        warnings.catch_warnings(),
+        ThreadPoolExecutor(_cores(), initializer=one_thread) as pool,
+    ):
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct vectors than clusters: some stay empty
         return list(pool.map(lambda seed: _cluster(points, clusters, seed), seeds))
 
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _one_thread() -> None:
-    """OpenMP keeps its number of threads for each calling thread."""
-    from threadpoolctl import threadpool_limits
-
-    threadpool_limits(1, user_api="openmp")
 
 
 def _cluster(points: NDArray[np.float32], clusters: int, seed: int) -> NDArray[np.int32]:
