@@ -6,19 +6,16 @@ turns, round by round, so that a machine that slows down slows all of them. Know
 
 from __future__ import annotations
 
-import os
 import statistics
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-import psutil
-
 from luq_gguf.errors import RequestError, RunError
 from luq_gguf.gguf_file import GGUFFile
+from luq_gguf.processors import default_threads
 from luq_gguf.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -96,12 +93,6 @@ def measure_files(
             rounds[index].append(_decode(path, prompt, generate, threads))
     progress("measuring speed", repeat * len(paths), repeat * len(paths))
     return [_join(path, prompt, generate, threads, results) for path, results in zip(paths, rounds, strict=True)]
-
-
-def default_threads() -> int:
-    """Physical cores, or the processors that this process may use where those are fewer."""
-    allowed = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
 
 
 def format_bench(samples: Iterable[DecodeSamples]) -> str:

@@ -24,7 +24,8 @@ HELD_OUT_SHARE = 0.2
 DRAWN_SCENES = 96
 DRAWN_TALKS = 48
 BUILT_IN_SEED = FRESH_SEED // 2
-"""Scenes from this seed on are neither those of the demo model's training nor those that it is judged by."""
+"""Where drawn scenes begin. The demo model's training drew some 90,000 seeds below 1e9, so that it saw one of these
+with odds of about 1 in 100; the scenes that it is judged by begin at 1e9, where it saw none."""
 KEYS = ("image", "question", "answer", "text")
 FORMS = '{"image", "question", "answer"}, {"question", "answer"} or {"text"}'
 

@@ -22,6 +22,7 @@ from luq_gguf.chat import ChatRenderer
 from luq_gguf.errors import GGUFError, RunError
 from luq_gguf.gguf_file import GGUFFile
 from luq_gguf.images import fit_to_grid
+from luq_gguf.processors import default_threads
 
 if TYPE_CHECKING:
     import llama_cpp
@@ -58,7 +59,7 @@ class Runtime:
 
         self._llama, self._mtmd = llama_cpp, mtmd_cpp
         self.log = self._stack.enter_context(_quiet_llama())
-        self.threads = threads or _physical_cores()
+        self.threads = threads or default_threads()
         self.metadata = GGUFFile.open(model).metadata
         self._chat = self._stack.enter_context(ChatRenderer(str(self.metadata.get("tokenizer.chat_template", ""))))
         llama_cpp.llama_backend_init()
@@ -277,12 +278,6 @@ def _image_grid(mmproj: Path) -> tuple[int, int, int]:
     if step > MAX_STEP:
         raise GGUFError(f"{mmproj} asks for images in steps of {step} pixels", path=mmproj, hint=AGAIN)
     return step, MIN_IMAGE_TOKENS * step * step, MAX_IMAGE_TOKENS * step * step
-
-
-def _physical_cores() -> int:
-    import psutil
-
-    return psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
 
 
 class _Log:

@@ -11,11 +11,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from luq_gguf.bench import DecodeSamples, default_threads, format_bench, measure_decode, measure_files
+from luq_gguf.bench import DecodeSamples, format_bench, measure_decode, measure_files
 from luq_gguf.checkpoint import Checkpoint
 from luq_gguf.errors import GGUFError, RequestError, RunError
 from luq_gguf.export import export_text, export_vision
 from luq_gguf.families import find_family
+from luq_gguf.processors import default_threads
 
 MADE = DecodeSamples(
     path="folder/made.gguf",
@@ -84,8 +85,8 @@ def test_one_file_with_defaults(models: dict[str, Path]):
 
 def test_threads_by_default():
     assert 1 <= default_threads() <= (psutil.cpu_count(logical=False) or os.cpu_count())
-    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); import luq_gguf.bench as b; "
-    output = subprocess.check_output([sys.executable, "-c", code + "print(b.default_threads())"], text=True)
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); import luq_gguf.processors as p; "
+    output = subprocess.check_output([sys.executable, "-c", code + "print(p.default_threads())"], text=True)
     assert output == "1\n"
 
 
