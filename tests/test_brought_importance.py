@@ -220,3 +220,14 @@ def test_a_plan_follows_the_matrix_that_stands_beside_it(
     assert plan_from_analysis(copy_of_converted, settings).size_bytes == result["size_bytes"]
     assert run_program("imatrix", copy_of_converted, "--alpha", "0.4").returncode == 0
     assert plan_from_analysis(copy_of_converted, settings).size_bytes < result["size_bytes"]
+
+
+def test_analyze_tells_of_dead_channels_too(copy_of_converted: Path, pico_checkpoint: Path) -> None:
+    done = run_program("analyze", pico_checkpoint, "--out", copy_of_converted, "--samples", 10)
+    assert done.returncode == 0, done.stderr
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("importance: "))
+    low, total = (int(word.replace(",", "")) for word in line.split() if word[0].isdigit() and word != "1e-5")
+    sums = sums_of(copy_of_converted / "imatrix.gguf")
+    rows = [row for name, row in sums.items() if name.endswith(".in_sum2")]
+    assert total == sum(row.size for row in rows)
+    assert low == sum(int((row < 1.001e-5 * row.mean(dtype=np.float64)).sum()) for row in rows)

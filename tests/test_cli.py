@@ -296,6 +296,7 @@ WRONG_FILES = [
     ("unbundle", "nowhere.gguf", "--out", "apart"),
     ("bench", "nowhere.gguf"),
     ("quantize", "nowhere.gguf", "--plan", "nowhere.json", "--imatrix", "i.gguf", "--out", "o.gguf"),
+    ("imatrix", "nowhere", "--merge", "nowhere.dat"),
     ("export", "nowhere", "--out", "out"),
     ("analyze", "nowhere", "--out", "out"),
 ]
@@ -352,3 +353,13 @@ def test_the_table_says_what_the_json_says(converted: Run, pico_checkpoint: Path
     for name in ("model", "mmproj", "plan", "scores", "imatrix"):
         assert result[name] in done.stdout
     assert "nothing to do" in done.stdout
+
+
+def test_a_title_longer_than_its_table_stays_one_line(pico_checkpoint: Path) -> None:
+    done = run("plan", pico_checkpoint, "--low-type", "Q2_K")
+    assert done.returncode == 0, done.stderr
+    title, head, *rows = done.stdout.splitlines()
+    assert title == f"{pico_checkpoint.name}: 3 layers, Q2_K in the low ones, Q4_K_M elsewhere"
+    assert len(title) > len(head)
+    assert head.split() == ["low", "layers", "bytes", "size", "against", "Q4_K_M"]
+    assert [row.split()[0] for row in rows[:4]] == ["0", "1", "2", "3"]
