@@ -68,7 +68,7 @@ def mix_importance(sums: Sums, alpha: float) -> ImportanceMatrix:
             require_sound(SUMS_FILE, f"{name} ({modality})", values)
         with np.errstate(over="ignore", invalid="ignore"):  # what is too large becomes infinite, and is refused
             mean = _mixed(name, squares, sums.counts[name], alpha)
-            entry = sums_of_means(np.maximum(mean, _least(mean)), tokens)
+            entry = sums_of_means(np.maximum(mean, _floor_of(mean)), tokens)
         require_sound(SUMS_FILE, name, entry.sums)
         weights |= dict.fromkeys(weights_of(name), entry)
     return ImportanceMatrix(weights, (sums.dataset,))
@@ -94,9 +94,10 @@ def _mixed(
     return alpha * multimodal + (1 - alpha) * text
 
 
-def _least(mean: NDArray[np.float64]) -> float:
-    """The floor of a row; a row that is always zero counts evenly."""
-    return max(FLOOR * float(mean.mean()), float(np.finfo(np.float32).tiny)) if mean.any() else 1.0
+def _floor_of(means: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The floor of each row; a row that is always zero counts evenly."""
+    least = np.maximum(FLOOR * means.mean(axis=-1, keepdims=True), np.finfo(np.float32).tiny)
+    return np.where(means.any(axis=-1, keepdims=True), least, 1.0)
 
 
 def floor_importance(matrix: ImportanceMatrix) -> ImportanceMatrix:
@@ -105,23 +106,22 @@ def floor_importance(matrix: ImportanceMatrix) -> ImportanceMatrix:
 
 
 def _floored(entry: WeightSums) -> WeightSums:
-    rows = entry.sums.reshape(entry.counts.size, -1).copy()
-    for row, count in zip(rows, entry.counts, strict=True):
-        tokens = max(int(count), 1)
-        mean = row.astype(np.float64) / tokens
-        least = _least(mean)
-        row[mean < least / AT_FLOOR] = least * tokens
-    return WeightSums(rows.reshape(-1), entry.counts)
+    tokens = np.maximum(entry.counts, 1).astype(np.float64).reshape(-1, 1)
+    sums = entry.sums.reshape(tokens.size, -1)
+    means = sums / tokens
+    least = _floor_of(means)
+    raised = np.where(means < least / AT_FLOOR, (least * tokens).astype(np.float32), sums)
+    return WeightSums(raised.reshape(-1), entry.counts)
 
 
 def count_floored(matrix: ImportanceMatrix) -> tuple[int, int]:
     """How many channels of a floored matrix stand at the floor of their row, and how many there are."""
     low, total = 0, 0
     for entry in matrix.weights.values():
-        for row in entry.means.astype(np.float64).reshape(entry.counts.size, -1):
-            even = (row == 1).all()
-            low += row.size if even else int((row <= _least(row) * AT_FLOOR).sum())
-            total += row.size
+        means = entry.means.astype(np.float64).reshape(entry.counts.size, -1)
+        even = (means == 1).all(axis=1, keepdims=True)
+        low += int(((means <= _floor_of(means) * AT_FLOOR) | even).sum())
+        total += means.size
     return low, total
 
 
@@ -135,7 +135,8 @@ def merge_importance(matrices: Sequence[ImportanceMatrix]) -> ImportanceMatrix:
         for name, entry in matrix.weights.items():
             merged[name] = _added(matrix.path, name, merged[name], entry) if name in merged else entry
     datasets = tuple(dataset for matrix in matrices for dataset in matrix.datasets)
-    return ImportanceMatrix(merged, datasets, matrices[-1].path)
+    names = " + ".join(matrix.path.name for matrix in matrices)
+    return ImportanceMatrix(merged, datasets, matrices[0].path if len(matrices) == 1 else Path(names))
 
 
 def _added(path: Path, name: str, first: WeightSums, second: WeightSums) -> WeightSums:
