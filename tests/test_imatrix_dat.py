@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luq_gguf.errors import ArtifactError
+from luq_gguf.errors import ArtifactError, GGUFError
 from luq_gguf.imatrix_dat import read_dat
 from luq_gguf.importance import ImatrixNote, read_importance, read_means
 from tests.ggufs import DatEntry as Entry
@@ -151,7 +151,7 @@ def test_damage_never_ends_in_another_error(
         path = write(tmp_path_factory.getbasetemp() / "junk.dat", data)
         try:
             matrix = read_importance(path)
-        except ArtifactError:
+        except (ArtifactError, GGUFError):  # hypothesis tries the magic of a GGUF too
             continue
         assert all(np.isfinite(row).all() and (row >= 0).all() for row in matrix.rows.values())
 
