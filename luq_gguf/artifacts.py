@@ -31,7 +31,7 @@ MODALITIES = ("image", "multimodal_text", "text")
 """Kinds of tokens: of an image; text in a sample that has an image; text of a text-only sample."""
 
 
-MAX_LAYERS = 1000
+MAX_LAYERS = 512
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 LEAST_FREE = 1 << 16
 """A disk with less than this is full for those who write in blocks."""

@@ -68,12 +68,12 @@ class Checkpoint:
 
     def read(self, name: str) -> NDArray[Any]:
         """One whole tensor as it is stored: float32, float16, or bf16's raw bits as uint16."""
-        info = self._info(name)
+        info = self.info(name)
         return self._read(info, 0, _elements(info)).reshape(info.shape)
 
     def read_float32(self, name: str) -> NDArray[np.float32]:
         """One whole tensor, widened exactly; raises TensorError if NaN or infinity is in it."""
-        info = self._info(name)
+        info = self.info(name)
         values = np.empty(_elements(info), dtype=np.float32)
         for start in range(0, values.size, CHUNK):
             part = values[start : start + CHUNK]
@@ -83,7 +83,7 @@ class Checkpoint:
 
     def read_rows(self, name: str, rows: NDArray[Any]) -> NDArray[np.float32]:
         """Rows of a matrix as float32, without reading the rest."""
-        info = self._info(name)
+        info = self.info(name)
         if len(info.shape) != 2:
             raise TensorError(f"tensor {name} has shape {info.shape}, not that of a matrix", tensor=name)
         wanted = np.asarray(rows, dtype=np.int64).ravel()
@@ -96,7 +96,7 @@ class Checkpoint:
 
     def chunks(self, name: str, start: int, stop: int, size: int = CHUNK) -> Iterator[NDArray[Any]]:
         """Stored elements `start` to `stop` of a flattened tensor, at most `size` at a time."""
-        info = self._info(name)
+        info = self.info(name)
         for begin in range(start, stop, size):
             yield self._read(info, begin, min(size, stop - begin))
 
@@ -106,9 +106,11 @@ class Checkpoint:
         Raises CheckpointError where it is a link out of the folder, or too large to be what its name says.
         """
         path = self.folder / name
-        if Path(name).name != name or not path.is_file():
+        if Path(name).name != name or not path.exists():
             return None
         index.require_inside(self.folder, path)
+        if not path.is_file():
+            raise CheckpointError(f"{path} is no regular file", hint="download the checkpoint's original files again")
         if path.stat().st_size > MAX_BYTES:
             raise CheckpointError(
                 f"{path} has {path.stat().st_size:,} bytes, at most {MAX_BYTES:,} are read",
@@ -121,7 +123,8 @@ class Checkpoint:
         path = self.side_file(name)
         return index.read_json(path) if path else {}
 
-    def _info(self, name: str) -> TensorInfo:
+    def info(self, name: str) -> TensorInfo:
+        """Where a tensor lies; raises TensorError where it is missing or of a type that is not read."""
         info = self.tensors.get(name)
         if info is None:
             raise TensorError(
@@ -224,7 +227,9 @@ def _digest(folder: Path, shards: dict[str, list[str] | None], tensors: dict[str
     texts = [path for pattern in ("*.json", "*.txt", "*.jinja", "README.md") for path in folder.glob(pattern)]
     for path in sorted(path for path in texts if path.is_file()):
         index.require_inside(folder, path)
-        digest.update(os.fsencode(path.name) + b"\0" + bytes.fromhex(sha256_of(path)))
+        small = path.stat().st_size <= MAX_BYTES  # what is larger is none of the files that are read
+        content = bytes.fromhex(sha256_of(path)) if small else str(path.stat().st_size).encode()
+        digest.update(os.fsencode(path.name) + b"\0" + content)
     for shard in sorted(shards):
         path = folder / shard
         digest.update(f"{shard}\0{path.stat().st_size}\0".encode())

@@ -172,9 +172,15 @@ def _write_header(path: Path, metadata: Sequence[MetadataEntry], tensors: Sequen
         writer.close()
 
 
+def require_tensors(checkpoint: Checkpoint, family: Family) -> None:
+    """Raise TensorError unless the checkpoint has every tensor of its config, in its shape and a type that is read."""
+    for tensor in (*family.text_tensors(), *family.vision_tensors()):
+        _checked_name(checkpoint, family, tensor)
+
+
 def _checked_name(checkpoint: Checkpoint, family: Family, source: TensorSource) -> str:
     name = family.find(checkpoint, source.source)
-    shape = checkpoint.tensors[name].shape
+    shape = checkpoint.info(name).shape
     if shape != source.source_shape:
         raise TensorError(
             f"tensor {name} has shape {shape}, config.json says {source.source_shape}",

@@ -18,7 +18,7 @@ from typing import Any
 from luq_gguf.artifacts import lock_folder, remove_stale
 from luq_gguf.checkpoint import Checkpoint, resolve_model
 from luq_gguf.errors import RequestError
-from luq_gguf.export import resolve_dtype
+from luq_gguf.export import require_tensors, resolve_dtype
 from luq_gguf.families import find_family
 from luq_gguf.families.base import Dtype, Family
 from luq_gguf.plan import ORDERS, Budget
@@ -167,7 +167,9 @@ def open_job(model: str, out: Path, settings: Settings, progress: Progress) -> J
     Raises CheckpointError with what is wrong.
     """
     checkpoint = Checkpoint.open(resolve_model(model), check_all=settings.check_all)
-    return Job(checkpoint, find_family(checkpoint.config, checkpoint), out, settings, progress)
+    family = find_family(checkpoint.config, checkpoint)
+    require_tensors(checkpoint, family)
+    return Job(checkpoint, family, out, settings, progress)
 
 
 def model_name(folder: Path) -> str:

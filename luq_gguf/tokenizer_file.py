@@ -37,7 +37,18 @@ def load_tokenizer(checkpoint: Checkpoint, pattern: str) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(checkpoint.folder / FILE))
         tokenizer.no_truncation()  # a file may have been saved with either
         tokenizer.no_padding()
+        _require_ids(checkpoint, tokenizer, content.get("added_tokens"))
     return tokenizer
+
+
+def _require_ids(checkpoint: Checkpoint, tokenizer: Tokenizer, added: object) -> None:
+    """The library gives an added token that would leave a gap another id than the file says."""
+    for token in added if isinstance(added, list) else ():
+        if (found := tokenizer.token_to_id(token["content"])) != token["id"]:
+            raise CheckpointError(
+                f"{checkpoint.folder / FILE} says that {token['content']} is token {token['id']}, it comes to {found}",
+                hint=HINT,
+            )
 
 
 def require_pattern(checkpoint: Checkpoint, content: dict[str, Any], pattern: str) -> None:

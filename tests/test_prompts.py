@@ -193,7 +193,7 @@ def test_saved_truncation_and_padding_do_not_reach_the_samples(folder: Path, mak
 
 def test_unusable_tokenizers_are_named(folder: Path):
     content = json.loads((folder / "tokenizer.json").read_text())
-    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] != IMAGE_TOKEN]
+    next(token for token in content["added_tokens"] if token["content"] == IMAGE_TOKEN)["content"] = "<|another|>"
     (folder / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match=r"has no <\|image_pad\|>"):
         maker_of(folder)

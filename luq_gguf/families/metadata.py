@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gguf
@@ -17,7 +18,7 @@ from luq_gguf.errors import CheckpointError
 from luq_gguf.families.base import Dtype, MetadataEntry
 from luq_gguf.families.model_card import require_sane_card
 from luq_gguf.safetensors_index import require_inside
-from luq_gguf.small_files import MIB
+from luq_gguf.small_files import read_small
 from luq_gguf.tokenizer_file import HINT, load_tokenizer, tokenizing
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ FILE_TYPES: dict[str, gguf.LlamaFileType] = {
 }
 CONFIGS = ("config.json", "generation_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "config.json", "chat_template.json")
-MAX_TEMPLATE = MIB
+MOST_UNUSED = 1 << 16
 TEXTS = ("merges.txt", "chat_template.jinja")
 """Which files of the folder gguf's readers open by themselves: they are held against limits before."""
 
@@ -112,14 +113,25 @@ def _require_sane_files(checkpoint: Checkpoint) -> None:
     for name in TOKENIZER_FILES:
         checkpoint.side_json(name)
     for name in TEXTS:
-        checkpoint.side_file(name)
+        path = checkpoint.side_file(name)
+        if path is not None:
+            _require_text(path)
     more = checkpoint.folder / "additional_chat_templates"
     if more.exists():
         require_inside(checkpoint.folder, more)
         for path in more.glob("*.jinja"):
             require_inside(checkpoint.folder, path)
-            if not path.is_file() or path.stat().st_size > MAX_TEMPLATE:
-                raise CheckpointError(f"{path} is no chat template", hint="take it out of the folder")
+            _require_text(path)
+
+
+def _require_text(path: Path) -> None:
+    """Raise CheckpointError where a file is no regular one, too large, or not UTF-8."""
+    try:
+        read_small(path).decode("utf-8")
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}", hint=HINT) from error
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not UTF-8", hint=HINT) from error
 
 
 def read_tokens(checkpoint: Checkpoint, vocabulary_size: int, pattern: str) -> tuple[list[str], list[int]]:
@@ -137,6 +149,11 @@ def _check_ids(checkpoint: Checkpoint, vocabulary: dict[str, int], vocabulary_si
     if (last := max(vocabulary.values())) >= vocabulary_size:
         raise CheckpointError(
             f"the tokenizer of {checkpoint.folder} goes up to token {last}, vocab_size is {vocabulary_size}",
+            hint="tokenizer and config belong to different models",
+        )
+    if vocabulary_size > 2 * len(vocabulary) + MOST_UNUSED:
+        raise CheckpointError(
+            f"the tokenizer of {checkpoint.folder} has {len(vocabulary)} tokens, vocab_size is {vocabulary_size}",
             hint="tokenizer and config belong to different models",
         )
     if len(set(vocabulary.values())) != len(vocabulary):

@@ -36,6 +36,8 @@ MOST_PIXELS = 1 << 40
 LARGEST_LEAST = 1 << 24
 """Every image is enlarged to `min_pixels`."""
 MOST_FACTOR = 128
+MOST_LAYERS = 512
+"""llama.cpp's own limit; beyond it the process is aborted."""
 MOST_CHANNELS = 1 << 18
 MOST_TOKENS = 1 << 20
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -234,7 +236,7 @@ def _text_parameters(config: dict[str, Any]) -> dict[str, Any]:
     if config.get("text_config") is not None:
         reader = ConfigReader({**config, **reader.section("text_config").content}, "config.json: text_config")
     sizes: dict[str, Any] = {
-        "num_hidden_layers": reader.integer("num_hidden_layers", maximum=1000),
+        "num_hidden_layers": reader.integer("num_hidden_layers", maximum=MOST_LAYERS),
         "hidden_size": reader.integer("hidden_size", maximum=MOST_CHANNELS),
         "intermediate_size": reader.integer("intermediate_size", maximum=MOST_CHANNELS),
         "num_attention_heads": reader.integer("num_attention_heads", maximum=MOST_CHANNELS),
@@ -291,7 +293,7 @@ def _vision_parameters(config: dict[str, Any], text_hidden: int) -> dict[str, An
     reader = ConfigReader(config, "config.json").section("vision_config")
     channels = "in_chans" if reader.content.get("in_chans") is not None else "in_channels"
     sizes: dict[str, Any] = {
-        "depth": reader.integer("depth", maximum=1000),
+        "depth": reader.integer("depth", maximum=MOST_LAYERS),
         "hidden_size": reader.integer("hidden_size", maximum=MOST_CHANNELS),
         "intermediate_size": reader.integer("intermediate_size", maximum=MOST_CHANNELS),
         "num_heads": reader.integer("num_heads"),

@@ -141,8 +141,9 @@ def fuzz(name: str, seed: int, cases: int) -> dict[str, Any]:
         first = at.value + 1
     kinds = Counter(finding["what"].partition(": ")[2][:80] for finding in findings)
     return {
-        "reader": name, "cases": cases, "seed": seed, "counts": dict(counts), "seconds": round(time.monotonic() - started, 1),
-        "findings": findings[:SHOWN], "kinds": dict(kinds.most_common(SHOWN)),
+        "reader": name, "cases": cases, "seed": seed, "counts": dict(counts),
+        "seconds": round(time.monotonic() - started, 1), "findings": findings[:SHOWN],
+        "kinds": dict(kinds.most_common(SHOWN)),
     }  # fmt: skip
 
 

@@ -16,7 +16,8 @@ NUMBERS = (
     (1 << 63) - 1, 1 << 63, (1 << 64) - 1, 1 << 64, 10**40, 0.0, -0.0, 0.5, 1e-45, 1e38, 1e308, -1e308,
 )  # fmt: skip
 TEXTS = (
-    "", " ", "\0", "a\nb", "../x", "/etc/passwd", "..", "x" * 5000, "\ud800", "\u202e", "%s%n", "{{ 1 }}", "²", "٣", "NaN",
+    "", " ", "\0", "a\nb", "../x", "/etc/passwd", "..", "x" * 5000, "\ud800", "\u202e", "%s%n", "{{ 1 }}",
+    "²", "٣", "NaN",
     "model.safetensors", "<|image_pad|>", "\x1b[31m", "--help", "(a+)+$", "[", "é" * 100,
 )  # fmt: skip
 OTHERS: tuple[Any, ...] = (None, True, False, [], {}, [[]], {"": {}}, [None] * 50, {"a": 1}, ["a", "b"], [0] * 9)
@@ -210,8 +211,10 @@ def damage_text(data: bytes, rng: random.Random) -> bytes:
 
 
 YAML = (
-    "tags: &a [x, *a]", "name: 7", "name: [1, 2]", "tags: {a: b}", "license: !!python/object:os.system {}", "---", "- - - -",
+    "tags: &a [x, *a]", "name: 7", "name: [1, 2]", "tags: {a: b}", "license: !!python/object:os.system {}", "---",
+    "- - - -",
     "base_model: [1, {}, null, [x]]", "datasets: {a: {b: c}}", "a: &a [x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a]",
-    "tags: [*a, *b]", "name: 2020-01-01", "version: 1:1:1:1:1", "language: no", "license: &x {<<: *x}", "? [a]", "name: |",
+    "tags: [*a, *b]", "name: 2020-01-01", "version: 1:1:1:1:1", "language: no", "license: &x {<<: *x}", "? [a]",
+    "name: |",
     "name: !!binary aGk=", "size_label: .nan", "model_name: " + "9" * 5000, "{" * 500, "tags: " + "[" * 2000,
 )  # fmt: skip

@@ -38,7 +38,7 @@ CHAT = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text":
 
 @dataclass(frozen=True)
 class Reader:
-    """`prepare` fills a folder; `targets` are the files that are damaged, each in one way; `read` is given the folder."""
+    """`prepare` fills a folder; `targets` are the files that are damaged, and how; `read` is given the folder."""
 
     prepare: Callable[[Path], None]
     targets: dict[str, damage.Mutation]
@@ -199,9 +199,11 @@ def prepare_records(folder: Path) -> None:
         "dataset": "d",
     }  # fmt: skip
     manifest = {
-        "format": "luq-gguf manifest 1", "request": "r", "checkpoint": "a" * 64, "checkpoint_files": {"config.json": "b"},
-        "calibration": "c", "name": "pico", "settings": {"low_layers": 1}, "versions": {"python": "3"},
-        "files": {"model.gguf": {"bytes": 1, "sha256": "d", "changed_ns": 1}}, "layer_bytes": [1], "seconds": {"a": 1.0},
+        "format": "luq-gguf manifest 1", "request": "r", "checkpoint": "a" * 64,
+        "checkpoint_files": {"config.json": "b"}, "calibration": "c", "name": "pico", "settings": {"low_layers": 1},
+        "versions": {"python": "3"},
+        "files": {"model.gguf": {"bytes": 1, "sha256": "d", "changed_ns": 1}}, "layer_bytes": [1],
+        "seconds": {"a": 1.0},
     }  # fmt: skip
     for name, content in (("plan", plan), ("scores", scores), ("model", model), ("manifest", manifest)):
         (folder / f"{name}.json").write_text(json.dumps(content))
@@ -281,7 +283,7 @@ READERS: dict[str, Reader] = {
     "preprocessor": Reader(prepare_checkpoint, {"preprocessor_config.json": damage.damage_json}, read_processor),
     "tokenizer": Reader(
         prepare_checkpoint,
-        {name: damage.damage_json for name in JSON_SIDE_FILES} | {"README.md": damage.damage_text},
+        dict.fromkeys(JSON_SIDE_FILES, damage.damage_json) | {"README.md": damage.damage_text},
         read_side_files,
     ),
     "template": Reader(prepare_template, {"template.jinja": damage.damage_template}, _Template()),
