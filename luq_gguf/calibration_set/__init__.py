@@ -12,7 +12,7 @@ from importlib import resources
 
 import PIL
 
-from luq_gguf.calibration_set import charts, photos
+from luq_gguf.calibration_set import bills, charts, documents, pages, photos, screens, signs, sketches, tables
 from luq_gguf.calibration_set.item import Item
 from luq_gguf.images import Picture
 from luq_gguf.samples import Sample
@@ -20,16 +20,16 @@ from luq_gguf.samples import Sample
 SET_VERSION = "1"
 """Changes when the set is to count as another although its files are the same."""
 ORIGIN = "built-in set"
-KINDS = (charts, photos)
-"""A module a kind of picture; each gives its items."""
+MODULES = (documents, bills, charts, tables, screens, pages, signs, sketches, photos)
+"""Each gives the items of a kind of picture, or a part of them."""
 
 
 def built_in_samples() -> list[Sample]:
     """Every sample of the set: pictures with questions, kind by kind, then texts."""
     source = _digest_of_source()
     samples = []
-    for kind in KINDS:
-        for number, item in enumerate(kind.items()):
+    for module in MODULES:
+        for number, item in enumerate(module.items()):
             samples += _samples_of(item, source, in_one=number % 2 == 1)
     return samples
 
