@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,16 @@ from numpy.typing import NDArray
 
 from luq_gguf.artifacts import MODALITIES, atomic_path
 from luq_gguf.errors import ArtifactError, RequestError
-from luq_gguf.importance import CHUNK_TOKENS, COUNTS, SUMS, ImportanceMatrix, WeightSums, require_sound
+from luq_gguf.gguf_file import GGUFFile
+from luq_gguf.importance import (
+    CHUNK_TOKENS,
+    COUNTS,
+    SUMS,
+    ImportanceMatrix,
+    WeightSums,
+    read_importance,
+    require_sound,
+)
 from luq_gguf.tensor_record import read_arrays, write_arrays
 
 FLOOR = 1e-5
@@ -125,6 +135,11 @@ def count_floored(matrix: ImportanceMatrix) -> tuple[int, int]:
     return low, total
 
 
+def floored_channels(path: Path) -> tuple[int, int]:
+    """How many channels of one of our importance matrices stand at the floor of their row, and how many there are."""
+    return count_floored(read_importance(path))
+
+
 def merge_importance(matrices: Sequence[ImportanceMatrix]) -> ImportanceMatrix:
     """Sums and counts added by weight, as `llama-imatrix --in-file A --in-file B` does; data sets follow each other.
 
@@ -154,6 +169,18 @@ def _added(path: Path, name: str, first: WeightSums, second: WeightSums) -> Weig
         sums = first.sums + second.sums
     require_sound(path, f"{name}, merged,", sums)
     return WeightSums(sums, first.counts + second.counts)
+
+
+def read_brought(files: Sequence[Path]) -> ImportanceMatrix | None:
+    """The importance matrix that the user brought, several merged, raised to its floor; None where there is none."""
+    return floor_importance(merge_importance([read_importance(path) for path in files])) if files else None
+
+
+def check_importance(matrix: ImportanceMatrix, weights: Iterable[str], model: Path) -> None:
+    """Raise ArtifactError where a matrix lacks one of `weights`, or is not of the model with this 16-bit header."""
+    check_coverage(matrix, weights)
+    tensors = GGUFFile.open(model).tensors.values()
+    check_widths(matrix, {row.name: math.prod((row.shape[0], *row.shape[2:])) for row in tensors if len(row.shape) > 1})
 
 
 def check_coverage(matrix: ImportanceMatrix, weights: Iterable[str]) -> None:

@@ -8,9 +8,8 @@ more than an assembly. Knows no terminal: progress goes to a callback.
 from __future__ import annotations
 
 import functools
-import math
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,14 +35,13 @@ from luq_gguf.calibration import load_calibration
 from luq_gguf.checkpoint import resolve_model
 from luq_gguf.errors import ArtifactError, GGUFError
 from luq_gguf.export import export_text, export_vision
-from luq_gguf.gguf_file import GGUFFile
 from luq_gguf.imatrix import (
-    check_coverage,
-    check_widths,
-    count_floored,
+    check_importance,
     floor_importance,
+    floored_channels,
     merge_importance,
     mix_importance,
+    read_brought,
     read_sums,
     write_imatrix,
     write_sums,
@@ -69,12 +67,11 @@ from luq_gguf.job import (
 )
 from luq_gguf.layout import Layout, keep_header, lay_out, layout_of_config, part_names, plan_again, write_header
 from luq_gguf.manifest import Manifest, find_manifest, hash_headers, record_files, versions, write_manifest
-from luq_gguf.plan import choose_order, is_weight, layer_of, tensor_types_text
+from luq_gguf.plan import choose_order, tensor_types_text, weights_to_quantize
 from luq_gguf.progress import Progress, silent
 from luq_gguf.quantize import make_part, part_key, quantize_gguf
 from luq_gguf.quantizer import Quantizer
 from luq_gguf.samples import CalibrationSet
-from luq_gguf.type_names import UNQUANTIZED
 from luq_gguf.verify import require_plan_of, verify_types
 
 __all__ = [
@@ -284,11 +281,6 @@ def run_analysis(job: Job, calibration: CalibrationSet) -> AnalysisFiles:
     return AnalysisFiles(folder)
 
 
-def read_brought(files: Sequence[Path]) -> ImportanceMatrix | None:
-    """The importance matrix that the user brought, several merged, raised to its floor; None where there is none."""
-    return floor_importance(merge_importance([read_importance(path) for path in files])) if files else None
-
-
 def write_importance(
     sums: Path, alpha: float, target: Path, *, merged: Sequence[Path] = (), instead: ImportanceMatrix | None = None
 ) -> Path:
@@ -301,18 +293,6 @@ def write_importance(
         matrix = floor_importance(merge_importance([matrix, *(read_importance(path) for path in merged)]))
     write_imatrix(target, matrix)
     return target
-
-
-def floored_channels(imatrix: Path) -> tuple[int, int]:
-    """How many channels of one of our importance matrices stand at the floor of their row, and how many there are."""
-    return count_floored(read_importance(imatrix))
-
-
-def check_importance(matrix: ImportanceMatrix, weights: Iterable[str], model: Path) -> None:
-    """Raise ArtifactError where a matrix lacks one of `weights`, or is not of the model with this 16-bit header."""
-    check_coverage(matrix, weights)
-    tensors = GGUFFile.open(model).tensors.values()
-    check_widths(matrix, {row.name: math.prod((row.shape[0], *row.shape[2:])) for row in tensors if len(row.shape) > 1})
 
 
 def remix_importance(folder: Path, alpha: float, merged: Sequence[Path] = ()) -> Path:
@@ -339,12 +319,6 @@ def require_room(job: Job, layout: Layout) -> None:
 
 def _elements(shape: tuple[int, ...]) -> int:
     return functools.reduce(int.__mul__, shape, 1)
-
-
-def weights_to_quantize(plan: Plan) -> list[str]:
-    """The layers' weights that need importance: everything in them that a plan does not leave in 16 bits."""
-    named = ((name, kind) for name, kind in plan.types.items() if layer_of(name) is not None and is_weight(name))
-    return [name for name, kind in named if kind not in UNQUANTIZED]
 
 
 def make_parts(job: Job, plan: Plan, imatrix: Path, quantizer: Quantizer) -> list[Path]:

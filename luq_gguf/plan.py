@@ -18,6 +18,7 @@ from gguf.constants import GGMLQuantizationType
 from luq_gguf.artifacts import LayerScores, Plan
 from luq_gguf.errors import BudgetError, RequestError
 from luq_gguf.gguf_file import DEFAULT_ALIGNMENT, align, tensor_bytes
+from luq_gguf.type_names import UNQUANTIZED
 
 ORDERS = ("entropy", "entropy-input", "depth", "reverse", "random")
 """depth: last layer first; reverse: highest entropy first."""
@@ -240,6 +241,12 @@ def _fallbacks(
 def is_weight(name: str) -> bool:
     """Whether llama.cpp's quantizer may change the type of a decoder's tensor of this name."""
     return name.endswith("weight") and "_norm.weight" not in name
+
+
+def weights_to_quantize(plan: Plan) -> list[str]:
+    """The layers' weights that need importance: everything in them that a plan does not leave in 16 bits."""
+    named = ((name, kind) for name, kind in plan.types.items() if layer_of(name) is not None and is_weight(name))
+    return [name for name, kind in named if kind not in UNQUANTIZED]
 
 
 def override_pattern(name: str) -> str:
