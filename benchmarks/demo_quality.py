@@ -106,7 +106,7 @@ def main() -> None:
     results: dict[str, Any] = {"16 bits": {"size_bytes": full.stat().st_size, **summarize(reference, reference)}}
     forced = [row["tokens"] for row in reference]
     for count in options.low_layers:
-        settings = pipeline.Settings(low_layers=count, work=options.out / "work", keep_parts=True)
+        settings = pipeline.Settings(low_layers=count, calib="shapes", work=options.out / "work", keep_parts=True)
         made = pipeline.convert(str(options.checkpoint), options.out / str(count), settings)
         with Runtime(made.model, mmproj) as runtime:
             rows = answers_of(runtime, options.scenes, forced)

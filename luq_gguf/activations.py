@@ -19,9 +19,9 @@ from luq_gguf.analysis_state import LAYERS, AnalysisState, LayerState
 from luq_gguf.artifacts import MODALITIES, EntropyRow, LayerScores
 from luq_gguf.checkpoint import Checkpoint
 from luq_gguf.entropy import choose_tokens, entropy_warning, measure_entropy, order_stability, token_rank
-from luq_gguf.errors import ArtifactError, CheckpointError
+from luq_gguf.errors import ArtifactError, CalibrationError, CheckpointError
 from luq_gguf.families.base import Family
-from luq_gguf.images import patchify
+from luq_gguf.images import MAX_IMAGE_TOKENS, patchify
 from luq_gguf.imatrix import Sums
 from luq_gguf.progress import Progress, silent
 from luq_gguf.prompts import IMAGE, PromptMaker, TokenizedSample
@@ -72,17 +72,21 @@ def analyze(
     progress: Progress = silent,
     input_entropy: bool = False,
     keep: Path | None = None,
+    image_tokens: int | None = None,
 ) -> Analysis:
     """One pass over the decoder with all samples; the order of the samples does not change the result.
 
-    Held-out samples go into the reference only. In the folder `keep` the state is kept after every picture and layer,
-    and an earlier one is gone on from: its name must change with everything that the result depends on. Raises
-    CheckpointError where activations are not finite, and whatever the checkpoint's tensors raise.
+    Held-out samples go into the reference only; images have at most `image_tokens`. In the folder `keep` the state is
+    kept after every picture and layer, and an earlier one is gone on from: its name must change with everything that
+    the result depends on. Raises CheckpointError where activations are not finite, and whatever the checkpoint's
+    tensors raise.
     """
     import torch
 
     with torch.inference_mode():
-        analysis = _Pass(checkpoint, family, calibration, resolve_compute_type(compute_type), seed, progress, keep)
+        analysis = _Pass(
+            checkpoint, family, calibration, resolve_compute_type(compute_type), seed, progress, keep, image_tokens
+        )
         return analysis.run(input_entropy=input_entropy)
 
 
@@ -143,15 +147,23 @@ class _Pass:
         seed: int,
         progress: Progress,
         keep: Path | None,
+        image_tokens: int | None,
     ) -> None:
         import torch
 
         self.family, self.calibration, self.seed, self.progress = family, calibration, seed, progress
         self.compute_type, self.digest = compute_type, checkpoint.digest
+        self.image_tokens = image_tokens or MAX_IMAGE_TOKENS
         dtype = torch.bfloat16 if compute_type == "bf16" else torch.float32
         self.modules = family.modules().Modules(checkpoint, family, dtype)
-        maker = PromptMaker(checkpoint, family, image_token=self.modules.image_token, end_token=self.modules.end_token)
-        self.counted, self.held_out = maker.all_of(calibration.samples), maker.all_of(calibration.held_out)
+        tokens = {"image_token": self.modules.image_token, "end_token": self.modules.end_token}
+        maker = PromptMaker(checkpoint, family, **tokens, image_tokens=image_tokens)
+        self.left_out: list[str] = []
+        left_out = self.left_out if calibration.skip_bad else None
+        self.counted = maker.all_of(calibration.samples, left_out)
+        self.held_out = maker.all_of(calibration.held_out, left_out)
+        if not self.counted:
+            raise CalibrationError(f"{calibration.name} holds no sample that this model takes", hint=self.left_out[0])
         self.collector = Collector()
         self.rows: dict[str, list[EntropyRow]] = {}
         self.kept = AnalysisState(keep)
@@ -346,6 +358,7 @@ class _Pass:
                 "checkpoint": self.digest,
                 "calibration": self.calibration.name,
                 "calibration_digest": self.calibration.digest,
+                "image_tokens": self.image_tokens,
                 "compute_type": self.compute_type,
                 "seed": self.seed,
             },
@@ -363,7 +376,7 @@ class _Pass:
             held_out=len(self.calibration.held_out),
             compute_type=self.compute_type,
             seed=self.seed,
-            warnings=tuple(_warnings(rows, self.calibration)),
+            warnings=tuple(_warnings(rows, self.calibration, self.left_out)),
         )
 
 
@@ -406,9 +419,14 @@ def _locate(found: list[tuple[NDArray[np.uint64], int, int]], batches: int) -> C
     return ChosenTokens(len(picked), places)
 
 
-def _warnings(rows: dict[str, tuple[EntropyRow, ...]], calibration: CalibrationSet) -> Iterator[str]:
+def _warnings(
+    rows: dict[str, tuple[EntropyRow, ...]], calibration: CalibrationSet, left_out: Sequence[str]
+) -> Iterator[str]:
     for key, values in rows.items():
         if (warning := entropy_warning(key, values[0])) is not None:
             yield warning
     if calibration.skipped:
-        yield f"{calibration.skipped} rows of {calibration.name} could not be used and were left out"
+        reason = f", the first: {calibration.skipped_reasons[0]}" if calibration.skipped_reasons else ""
+        yield f"{calibration.skipped} rows of {calibration.name} could not be used and were left out{reason}"
+    if left_out:
+        yield f"{len(left_out)} samples of {calibration.name} do not fit the model, the first: {left_out[0]}"

@@ -1,8 +1,7 @@
 """Images and texts -> calibration samples, some of them held out to judge by.
 
-A JSONL file has a row a sample: {"image", "question", "answer"}, {"question", "answer"} or {"text"}; image
-paths are relative to the file and stay below its folder. Without a file: drawn scenes with questions,
-and small text-only questions, always the same.
+Samples come from a file or folder of the user's, or from one of two shipped sets: `general`, with pictures of
+the kinds that people ask about and texts in many languages, and `shapes`, the demo model's drawn scenes.
 """
 
 from __future__ import annotations
@@ -10,14 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from luq_gguf.calibration_files import KNOWN, read_rows
+from luq_gguf.calibration_rows import HINT
+from luq_gguf.calibration_set import built_in_samples
 from luq_gguf.demo import FRESH_SEED
 from luq_gguf.demo.scenes import draw_scene, make_scene, talk_about, talk_without_picture
-from luq_gguf.errors import CalibrationError, ImageError
-from luq_gguf.images import Picture, load_image
+from luq_gguf.errors import CalibrationError
+from luq_gguf.images import Picture
+from luq_gguf.progress import Progress, silent
 from luq_gguf.samples import CalibrationSet, Sample
 
 HELD_OUT_SHARE = 0.2
@@ -26,122 +29,87 @@ DRAWN_TALKS = 48
 BUILT_IN_SEED = FRESH_SEED // 2
 """Where drawn scenes begin. The demo model's training drew some 90,000 seeds below 1e9, so that it saw one of these
 with odds of about 1 in 100; the scenes that it is judged by begin at 1e9, where it saw none."""
-KEYS = ("image", "question", "answer", "text")
-FORMS = '{"image", "question", "answer"}, {"question", "answer"} or {"text"}'
+GENERAL, SHAPES = "general", "shapes"
+REASONS = 5
+"""So many of the rows that were left out say why."""
 
 
 def load_calibration(
-    source: Path | None,
+    source: str | Path | None,
     *,
     samples: int | None = None,
     seed: int = 0,
     held_out_share: float = HELD_OUT_SHARE,
     skip_bad: bool = False,
+    progress: Progress = silent,
 ) -> CalibrationSet:
-    """Read a JSONL file, or draw the built-in set; `samples` takes a seeded subset.
+    """Read a file or folder, or take a shipped set (None stands for `general`); `samples` takes a seeded subset.
 
     Held out are a share of the samples of each kind that have an answer, chosen by `seed` and content alone. Raises
     CalibrationError with file and line of the first row that cannot be used (with `skip_bad` it is left out
     and counted), and where nothing is left.
     """
-    if source is None:
-        found, skipped, name = draw_samples(), 0, "drawn scenes"
+    shipped = SHIPPED.get(str(source or GENERAL))
+    reasons: list[str] = []
+    if shipped is not None and not Path(str(source)).exists():
+        found, name = shipped(), f"luq_gguf {source or GENERAL}"
     else:
-        found, skipped = _read_rows(source, skip_bad=skip_bad)
-        name = source.name
+        path = Path(str(source))
+        found, name = _read(path, reasons, skip_bad=skip_bad, progress=progress), path.name
     chosen = _choose(found, samples, seed)
     if not chosen:
-        raise CalibrationError(f"{source} holds no sample that can be used", hint=f"write rows like {FORMS}")
+        first = f" ({reasons[0]})" if reasons else ""
+        raise CalibrationError(f"{source or GENERAL} holds no sample that can be used{first}", hint=HINT)
     out = {sample.id for sample in _held_out(chosen, held_out_share)}
     kept = tuple(sample for sample in chosen if sample.id not in out)
     held_out = tuple(sample for sample in chosen if sample.id in out)
-    return CalibrationSet(name, kept, held_out, _digest(kept, held_out), skipped)
+    return CalibrationSet(
+        name, kept, held_out, _digest(kept, held_out), len(reasons), tuple(reasons[:REASONS]), skip_bad=skip_bad
+    )
+
+
+def _read(path: Path, reasons: list[str], *, skip_bad: bool, progress: Progress) -> list[Sample]:
+    """The samples of a file or folder; what is wrong with the others goes to `reasons`."""
+    if not path.exists():
+        shipped = " or ".join(SHIPPED)
+        raise CalibrationError(f"{path} does not exist", hint=f"give {KNOWN}, or the name {shipped}")
+    rows = list(read_rows(path))
+    samples: list[Sample] = []
+    seen: Counter[str] = Counter()
+    for number, row in enumerate(rows):
+        progress("read samples", number, len(rows))
+        try:
+            if isinstance(row, CalibrationError):
+                raise row
+            sample = row.sample()
+        except CalibrationError as error:
+            if not skip_bad:
+                raise
+            reasons.append(error.message)
+            continue
+        seen[sample.id] += 1
+        again = seen[sample.id]
+        samples.append(sample if again == 1 else replace(sample, id=f"{sample.id}-{again}"))
+    progress("read samples", len(rows), len(rows))
+    return samples
 
 
 def draw_samples() -> list[Sample]:
-    """The built-in set: a question about each of many drawn scenes, and questions without a picture."""
+    """The set `shapes`: a question about each of many drawn scenes, and questions without a picture."""
     drawn = []
     for number in range(DRAWN_SCENES):
         scene = make_scene(BUILT_IN_SEED + number)
         question = talk_about(scene, turns=1)[0]
-        drawn.append(Sample(f"scene-{number}", question.text, question.answer, Picture.of(draw_scene(scene))))
+        drawn.append(
+            Sample(f"scene-{number}", question.text, question.answer, Picture.of(draw_scene(scene)), origin=SHAPES)
+        )
     for number in range(DRAWN_TALKS):
         question = talk_without_picture(BUILT_IN_SEED + number, turns=1)[0]
-        drawn.append(Sample(f"talk-{number}", question.text, question.answer))
+        drawn.append(Sample(f"talk-{number}", question.text, question.answer, origin=SHAPES))
     return drawn
 
 
-def _read_rows(path: Path, *, skip_bad: bool) -> tuple[list[Sample], int]:
-    samples: list[Sample] = []
-    seen: Counter[str] = Counter()
-    skipped = 0
-    for number, line in _lines(path):
-        try:
-            samples.append(_read_row(path, f"{path}:{number}", line, seen))
-        except CalibrationError:
-            if not skip_bad:
-                raise
-            skipped += 1
-    return samples, skipped
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines that are not blank."""
-    try:
-        with path.open(encoding="utf-8-sig") as handle:
-            for number, line in enumerate(handle, start=1):
-                if line.strip():
-                    yield number, line
-    except OSError as error:
-        raise CalibrationError(f"cannot read {path}: {error.strerror}", hint="give a JSONL file to --calib") from error
-    except UnicodeDecodeError as error:
-        raise CalibrationError(f"{path} is not UTF-8: {error.reason}", hint="save it as UTF-8") from error
-
-
-def _read_row(path: Path, where: str, line: str, seen: Counter[str]) -> Sample:
-    row = _parse(where, line)
-    content = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:16]
-    seen[content] += 1
-    name = content if seen[content] == 1 else f"{content}-{seen[content]}"
-    if "text" in row:
-        return Sample(name, text=row["text"])
-    image = _read_image(path, where, row["image"]) if "image" in row else None
-    return Sample(name, row["question"], row.get("answer"), image)
-
-
-def _parse(where: str, line: str) -> dict[str, str]:
-    """The known keys of a row; others, like an id, are left alone."""
-    try:
-        row: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise CalibrationError(f"{where} is no JSON: {error}", hint=f"write rows like {FORMS}") from error
-    if not isinstance(row, dict):
-        raise CalibrationError(f"{where} is no object", hint=f"write rows like {FORMS}")
-    known = {key: row[key] for key in KEYS if row.get(key) is not None}
-    for key, value in known.items():
-        if not isinstance(value, str) or not _is_text(value):
-            raise CalibrationError(f"{where}: {key} is no text", hint=f"write rows like {FORMS}")
-    if ("text" in known) == ("question" in known) or ("text" in known and len(known) > 1):
-        raise CalibrationError(f"{where} has the keys {sorted(known)}", hint=f"write rows like {FORMS}")
-    return known
-
-
-def _is_text(value: str) -> bool:
-    """Not blank, and without halves of surrogate pairs, which no tokenizer takes."""
-    return bool(value.strip()) and not any("\ud800" <= letter <= "\udfff" for letter in value)
-
-
-def _read_image(path: Path, where: str, name: str) -> Picture:
-    folder = path.parent.resolve()
-    try:
-        image = (folder / name).resolve()
-        if not image.is_relative_to(folder):
-            raise CalibrationError(f"{where}: {name} leads out of the file's folder", hint="put images beside the file")
-        return Picture.of(load_image(image, name), name)
-    except ImageError as error:
-        raise ImageError(f"{where}: {error.message}", path=error.path, hint=error.hint) from error
-    except (OSError, ValueError, RuntimeError) as error:  # a path that cannot be resolved
-        raise CalibrationError(f"{where}: {name!r} is no path: {error}", hint="give the path of an image") from error
+SHIPPED: dict[str, Callable[[], list[Sample]]] = {GENERAL: built_in_samples, SHAPES: draw_samples}
 
 
 def _choose(found: Iterable[Sample], count: int | None, seed: int) -> list[Sample]:

@@ -142,11 +142,11 @@ def grid_size(height: int, width: int, factor: int, min_pixels: int, max_pixels:
     return rows, columns
 
 
-def grid_limits(rule: ImageGrid) -> tuple[int, int, int]:
-    """`fit_to_grid`'s arguments for a model: its own rule, within what llama.cpp leaves as it is."""
+def grid_limits(rule: ImageGrid, most_tokens: int | None = None) -> tuple[int, int, int]:
+    """`fit_to_grid`'s arguments for a model: its own rule, within what llama.cpp leaves as it is and `most_tokens`."""
     token = rule.factor**2
     least = max(rule.min_pixels, MIN_IMAGE_TOKENS * token)
-    return rule.factor, least, max(least, min(rule.max_pixels, MAX_IMAGE_TOKENS * token))
+    return rule.factor, least, max(least, min(rule.max_pixels, (most_tokens or MAX_IMAGE_TOKENS) * token))
 
 
 def patchify(image: Image.Image, family: Family) -> tuple[NDArray[np.float32], tuple[int, int]]:

@@ -21,6 +21,7 @@ from luq_gguf.errors import RequestError
 from luq_gguf.export import require_tensors, resolve_dtype
 from luq_gguf.families import find_family
 from luq_gguf.families.base import Dtype, Family
+from luq_gguf.images import MIN_IMAGE_TOKENS
 from luq_gguf.plan import ORDERS, Budget
 from luq_gguf.progress import Progress
 from luq_gguf.type_names import parse_high_type, parse_low_type
@@ -49,9 +50,10 @@ class Settings:
     high_type: str = "Q4_K_M"
     order: str = "entropy"
     strict: bool = False
-    calib: Path | None = None
+    calib: str | Path | None = None
     samples: int | None = None
     skip_bad: bool = False
+    image_max_tokens: int | None = None
     alpha: float = 0.5
     seed: int = 0
     compute_type: str = "auto"
@@ -69,6 +71,10 @@ class Settings:
         _require_one_of("compute type", self.compute_type, COMPUTE_TYPES)
         parse_low_type(self.low_type)
         parse_high_type(self.high_type)
+        if self.image_max_tokens is not None and self.image_max_tokens < MIN_IMAGE_TOKENS:
+            raise RequestError(
+                f"--image-max-tokens is {self.image_max_tokens}", hint=f"llama.cpp wants at least {MIN_IMAGE_TOKENS}"
+            )
         if not 0 <= self.alpha <= 1:
             raise RequestError(f"alpha is {self.alpha:g}", hint="give a number from 0 to 1")
 

@@ -181,7 +181,7 @@ def convert(model: str, out: Path, settings: Settings, progress: Progress = sile
     """
     job = open_job(model, out, settings, progress)
     brought = read_brought(settings.imatrix)
-    calibration = read_calibration(settings)
+    calibration = read_calibration(settings, progress)
     request = key_of(versions(), job.checkpoint.fingerprint, calibration.digest, plain_settings(settings))
     finished = find_manifest(out, request)
     if finished is not None:
@@ -224,7 +224,7 @@ def _convert(job: Job, calibration: CalibrationSet, brought: ImportanceMatrix | 
 def analyze(model: str, out: Path, settings: Settings, progress: Progress = silent) -> LayerScores:
     """Scores, sums, importance matrix, reference and header of a model in `out`, for `plan` and `imatrix`."""
     job = open_job(model, out, settings, progress)
-    calibration = read_calibration(settings)
+    calibration = read_calibration(settings, progress)
     with job.working():
         analysis = run_analysis(job, calibration)
         for name in (SCORES, SUMS, REFERENCE):
@@ -235,9 +235,11 @@ def analyze(model: str, out: Path, settings: Settings, progress: Progress = sile
     return analysis.scores
 
 
-def read_calibration(settings: Settings) -> CalibrationSet:
+def read_calibration(settings: Settings, progress: Progress) -> CalibrationSet:
     """The samples that the settings name; None stands for the built-in ones."""
-    return load_calibration(settings.calib, samples=settings.samples, seed=settings.seed, skip_bad=settings.skip_bad)
+    return load_calibration(
+        settings.calib, samples=settings.samples, seed=settings.seed, skip_bad=settings.skip_bad, progress=progress
+    )
 
 
 def run_analysis(job: Job, calibration: CalibrationSet) -> AnalysisFiles:
@@ -251,9 +253,8 @@ def run_analysis(job: Job, calibration: CalibrationSet) -> AnalysisFiles:
 
     settings = job.settings
     compute_type = resolve_compute_type(settings.compute_type)
-    key = key_of(
-        versions(), job.checkpoint.fingerprint, calibration.digest, settings.seed, compute_type, settings.measures_input
-    )
+    choices = (settings.seed, compute_type, settings.measures_input, settings.image_max_tokens, settings.skip_bad)
+    key = key_of(versions(), job.checkpoint.fingerprint, calibration.digest, *choices)
     folder, state = job.work / f"analysis-{key}", job.work / f"analyzing-{key}"
     finished = folder.is_dir()
     for other in set(job.work.glob("analyzing-*")) - (set() if finished else {state}):
@@ -270,6 +271,7 @@ def run_analysis(job: Job, calibration: CalibrationSet) -> AnalysisFiles:
             progress=job.progress,
             input_entropy=settings.measures_input,
             keep=state,
+            image_tokens=settings.image_max_tokens,
         )
         with scratch_folder(job.work, "analysis") as scratch:
             partial = scratch / "analysis"

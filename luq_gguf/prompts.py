@@ -49,12 +49,21 @@ class TokenizedSample:
 class PromptMaker:
     """Tokenizes samples of one model."""
 
-    def __init__(self, checkpoint: Checkpoint, family: Family, *, image_token: str, end_token: str) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        family: Family,
+        *,
+        image_token: str,
+        end_token: str,
+        image_tokens: int | None = None,
+    ) -> None:
         self.family = family
         self.checkpoint = checkpoint
         self.tokenizer = load_tokenizer(checkpoint, family.tokenizer_pattern)
         self.template = read_template(checkpoint)
         self.image_token, self.end_token = image_token, end_token
+        self.limits = grid_limits(family.image_grid, image_tokens)
         self.image_id = self.tokenizer.token_to_id(image_token)
         if self.image_id is None:
             raise CheckpointError(f"the tokenizer has no {image_token}", hint="download the original tokenizer files")
@@ -75,7 +84,7 @@ class PromptMaker:
             return [self._finish(name, piece, None, None, 0) for name, piece in zip(names, pieces, strict=True)]
         fitted, grid = None, None
         if sample.picture is not None:
-            fitted = fit_to_grid(sample.picture.read(), *grid_limits(self.family.image_grid))
+            fitted = fit_to_grid(sample.picture.read(), *self.limits)
             factor = self.family.image_factor
             grid = (fitted.height // factor, fitted.width // factor)
             prompt = prompt.replace(self.image_token, self.image_token * (grid[0] * grid[1]), 1)
@@ -110,14 +119,22 @@ class PromptMaker:
             ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
-    def all_of(self, samples: Iterable[Sample]) -> list[TokenizedSample]:
-        """All samples, tokenized; errors as `tokenize`."""
+    def all_of(self, samples: Iterable[Sample], left_out: list[str] | None = None) -> list[TokenizedSample]:
+        """All samples, tokenized; errors as `tokenize`, or into `left_out` where it is given."""
         wanted = list(samples)
         chats = [messages_of(sample) for sample in wanted if sample.text is None]
         prompts = iter(render_chats(self.template, chats) if chats else ())
-        return [
-            piece for sample in wanted for piece in self._tokenize(sample, next(prompts) if sample.text is None else "")
-        ]
+        pieces: list[TokenizedSample] = []
+        for sample in wanted:
+            prompt = next(prompts) if sample.text is None else ""
+            try:
+                pieces += self._tokenize(sample, prompt)
+            except CalibrationError as error:
+                where = f"{sample.origin}: " if sample.origin else ""
+                if left_out is None:
+                    raise CalibrationError(f"{where}{error.message}", hint=error.hint) from error
+                left_out.append(f"{where}{error.message}")
+        return pieces
 
 
 def read_template(checkpoint: Checkpoint) -> str:

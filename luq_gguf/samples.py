@@ -34,7 +34,9 @@ class Sample:
 class CalibrationSet:
     """Samples to measure on, samples to judge by, and what names them: `digest` changes with their content.
 
-    `skipped` counts the rows that could not be used; both groups are in an order that does not depend on the file's.
+    `skipped` counts the rows that could not be used, `skipped_reasons` says why of the first of them; with
+    `skip_bad` samples that a model cannot take are left out too, and counted. Both groups are in an order that does not
+    depend on the file's.
     """
 
     name: str
@@ -42,6 +44,8 @@ class CalibrationSet:
     held_out: tuple[Sample, ...]
     digest: str
     skipped: int = 0
+    skipped_reasons: tuple[str, ...] = ()
+    skip_bad: bool = False
 
 
 def messages_of(sample: Sample) -> list[dict[str, Any]]:

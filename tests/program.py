@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 Run = subprocess.CompletedProcess[str]
-QUICK = ("--low-type", "Q2_K", "--samples", "10", "--threads", "1")
+QUICK = ("--calib", "shapes", "--low-type", "Q2_K", "--samples", "10", "--threads", "1")
 """Options of a conversion that takes seconds."""
 
 

@@ -216,7 +216,7 @@ def test_a_plan_follows_the_matrix_that_stands_beside_it(
     """A quantized file names the data set, so its name is part of the size."""
     text = write_dat(tmp_path / "text.dat", layer_weights(shapes), dataset=b"a rather long name " * 4)
     result = result_of(convert(pico_checkpoint, copy_of_converted, "--imatrix", text, "--json"))
-    settings = Settings(low_layers=1, low_type="Q2_K")
+    settings = Settings(calib="shapes", low_layers=1, low_type="Q2_K")
     assert plan_from_analysis(copy_of_converted, settings).size_bytes == result["size_bytes"]
     assert run_program("imatrix", copy_of_converted, "--alpha", "0.4").returncode == 0
     assert plan_from_analysis(copy_of_converted, settings).size_bytes < result["size_bytes"]

@@ -34,8 +34,8 @@ def many_rows(folder: Path) -> list[dict[str, str]]:
     return rows
 
 
-def test_the_built_in_set_is_drawn_and_the_same_every_time():
-    one, other = load_calibration(None), load_calibration(None)
+def test_the_demos_scenes_are_drawn_and_the_same_every_time():
+    one, other = load_calibration("shapes"), load_calibration("shapes")
     assert one.digest == other.digest
     everything = {sample.id: sample for sample in (*one.samples, *one.held_out)}
     assert Counter(sample.kind for sample in everything.values()) == {"image": 96, "question": 48}
@@ -49,10 +49,10 @@ def test_the_built_in_set_is_drawn_and_the_same_every_time():
 
 
 def test_the_held_out_part_depends_on_the_seed():
-    parts = [frozenset(sample.id for sample in load_calibration(None, seed=seed).held_out) for seed in range(4)]
+    parts = [frozenset(sample.id for sample in load_calibration("shapes", seed=seed).held_out) for seed in range(4)]
     assert len(set(parts)) == 4
     assert {len(part) for part in parts} == {29}
-    assert load_calibration(None, seed=1).digest != load_calibration(None, seed=2).digest
+    assert load_calibration("shapes", seed=1).digest != load_calibration("shapes", seed=2).digest
 
 
 def test_rows_become_samples(tmp_path):
@@ -129,7 +129,7 @@ def test_equal_rows_stay_apart(tmp_path):
         {"text": "half a pair \ud800"},
         {"text": "both", "question": "kinds"},
         {"text": "a text", "answer": "with an answer"},
-        {"image": ["a.png"], "question": "?"},
+        {"image": ["a.png", "a.png"], "question": "?"},
         {"image": "a.png"},
         {"image": "gone.png", "question": "?"},
         {"image": "broken.png", "question": "?"},
@@ -172,13 +172,17 @@ def test_empty_and_foreign_files_are_refused(tmp_path, content):
 
 
 def test_missing_files_folders_and_no_samples_are_refused(tmp_path):
-    for path in (tmp_path / "gone.jsonl", tmp_path):
-        with pytest.raises(CalibrationError, match="cannot read"):
-            load_calibration(path)
+    with pytest.raises(CalibrationError, match=r"gone\.jsonl does not exist.*general or shapes"):
+        load_calibration(tmp_path / "gone.jsonl")
+    (tmp_path / "dir.jsonl").mkdir()
+    for path in (tmp_path / "dir.jsonl", write_rows(tmp_path / "c.jsonl", ["bad"])):
+        with pytest.raises(CalibrationError, match="no sample"):
+            load_calibration(path, skip_bad=True)
     with pytest.raises(CalibrationError, match="no sample"):
-        load_calibration(write_rows(tmp_path / "c.jsonl", ["bad"]), skip_bad=True)
-    with pytest.raises(CalibrationError, match="no sample"):
-        load_calibration(None, samples=0)
+        load_calibration("shapes", samples=0)
+    (tmp_path / "rows.xml").write_text("<a/>")
+    with pytest.raises(CalibrationError, match=r"rows\.xml is of no known form"):
+        load_calibration(tmp_path / "rows.xml")
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):

@@ -18,7 +18,7 @@ from luq_gguf.errors import BusyError
 from luq_gguf.pipeline import Settings, convert
 from tests.program import QUICK, Run, command, listing, result_of, run_program
 
-QUICK_SETTINGS = Settings(low_type="Q2_K", samples=10, threads=1)
+QUICK_SETTINGS = Settings(calib="shapes", low_type="Q2_K", samples=10, threads=1)
 HOLD = """
 import sys, time
 from pathlib import Path

@@ -21,7 +21,7 @@ from luq_gguf.pipeline import Settings, convert
 from tests.pico import build_pico
 from tests.program import QUICK, Run, listing, result_of, run_program
 
-QUICK_SETTINGS = Settings(low_type="Q2_K", samples=10, threads=1)
+QUICK_SETTINGS = Settings(calib="shapes", low_type="Q2_K", samples=10, threads=1)
 KEYS = {
     "model", "mmproj", "size_bytes", "bits_per_weight", "low_layers", "order", "entropy", "types", "plan", "scores",
     "imatrix", "report", "seconds",

@@ -212,7 +212,7 @@ def test_a_template_that_is_no_text_is_named(folder: Path):
 
 
 def test_the_built_in_set_has_the_tokens_for_all_clusters(maker):
-    samples = maker.all_of(load_calibration(None).samples)
+    samples = maker.all_of(load_calibration("shapes").samples)
     kinds = np.concatenate([sample.kinds for sample in samples])
     texts = int((kinds == MODALITIES.index("text")).sum())
     assert min(texts, len(kinds) - texts) >= 1000

@@ -146,7 +146,7 @@ def demo_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def test_the_reference_is_what_the_16_bit_file_says(demo_files: tuple[Path, Path]) -> None:
     checkpoint = Checkpoint.open(CHECKPOINT)
-    calibration = load_calibration(None, samples=24)
+    calibration = load_calibration("shapes", samples=24)
     reference = analyze(
         checkpoint, find_family(checkpoint.config, checkpoint), calibration, compute_type="f32"
     ).reference

@@ -10,6 +10,7 @@ import typer
 
 from luq_gguf import __version__
 from luq_gguf.cli import options
+from luq_gguf.cli.calib import calib as calib_commands
 from luq_gguf.cli.progress import show_progress
 
 app = typer.Typer(
@@ -20,6 +21,9 @@ app = typer.Typer(
     help="Vision-language models as mixed-precision GGUF: ultra-low bits where the activations bear them.",
     epilog="Example: luq-gguf convert Qwen/Qwen2.5-VL-7B-Instruct --out qwen --max-size 3.4GiB",
 )
+
+
+app.add_typer(calib_commands, name="calib")
 
 
 def _print(text: str) -> None:
@@ -57,6 +61,7 @@ def convert(
     strict: options.Strict = False,
     calib: options.Calib = None,
     samples: options.Samples = None,
+    image_max_tokens: options.ImageMaxTokens = None,
     skip_bad: options.SkipBad = False,
     alpha: options.Alpha = 0.5,
     imatrix: options.Imatrix = None,
@@ -90,6 +95,7 @@ def convert(
     settings = pipeline.Settings(
         low_layers=low_layers, max_size=options.parse_size(max_size) if max_size else None, low_type=low_type,
         high_type=high_type, order=order, strict=strict, calib=calib, samples=samples, skip_bad=skip_bad, alpha=alpha,
+        image_max_tokens=image_max_tokens,
         seed=seed, compute_type=compute_type, mmproj_type=mmproj_type, bundle=bundle, keep_parts=keep_parts,
         threads=threads, work=work, check_all=check_all, imatrix=tuple(imatrix or ()),
     )  # fmt: skip
@@ -108,6 +114,7 @@ def analyze(
     order: options.Order = "entropy",
     calib: options.Calib = None,
     samples: options.Samples = None,
+    image_max_tokens: options.ImageMaxTokens = None,
     skip_bad: options.SkipBad = False,
     alpha: options.Alpha = 0.5,
     seed: options.Seed = 0,
@@ -125,7 +132,8 @@ def analyze(
     from luq_gguf.cli.tables import format_floor, format_scores
 
     settings = pipeline.Settings(
-        order=order, calib=calib, samples=samples, skip_bad=skip_bad, alpha=alpha, seed=seed,
+        order=order, calib=calib, samples=samples, skip_bad=skip_bad, alpha=alpha,
+        image_max_tokens=image_max_tokens, seed=seed,
         compute_type=compute_type, work=work, check_all=check_all,
     )  # fmt: skip
     with show_progress() as progress:

@@ -52,10 +52,10 @@ Strict = Annotated[
     typer.Option("--strict", help="A row that the low type cannot take is an error.", rich_help_panel="Method"),
 ]
 Calib = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--calib",
-        help="JSONL of images, questions and answers, or texts.",
+        help="JSONL, LLaVA's JSON, TSV, parquet, a folder of images, or a shipped set: general, shapes.",
         show_default=False,
         rich_help_panel="Method",
     ),
@@ -64,6 +64,11 @@ Samples = Annotated[
     int | None,
     typer.Option("--samples", min=1, help="Take a seeded subset of so many samples.", rich_help_panel="Method"),
 ]
+ImageMaxTokens = Annotated[
+    int | None,
+    typer.Option("--image-max-tokens", help="Larger calibration images are made smaller; bounds the cost.",
+                 show_default=False, rich_help_panel="Method"),
+]  # fmt: skip
 SkipBad = Annotated[
     bool,
     typer.Option("--skip-bad", help="Leave out samples that cannot be read, and say how many.",

@@ -13,6 +13,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from luq_gguf.artifacts import EntropyRow, LayerScores, Plan
+    from luq_gguf.calibration_summary import CalibrationSummary
     from luq_gguf.pipeline import Conversion, SizeTable
 
 WIDTH = 110
@@ -131,3 +132,34 @@ def format_conversion(result: Conversion) -> str:
     lines.append(format_floor(result.floored))
     lines += [f"wrote {path}" for path in result.files()]
     return render(table, "", *_score_lines(scores), *lines)
+
+
+def format_calibration(found: CalibrationSummary) -> str:
+    """What a calibration set holds."""
+    kinds = {"image": "questions about images", "question": "questions without an image", "text": "plain texts"}
+    table = make_table(f"{found.name}: {sum(found.samples.values())} samples", ("what", "count"))
+    for kind, words in kinds.items():
+        table.add_row(words, f"{found.samples[kind]:,}")
+    table.add_row("with an answer", f"{found.answered:,}")
+    table.add_row("held out to judge by", f"{found.held_out:,}")
+    table.add_row("conversations of several turns", f"{found.conversations:,}")
+    table.add_row("distinct pictures", f"{len(found.sizes):,}")
+    return render(table, "", *_calibration_lines(found))
+
+
+def _calibration_lines(found: CalibrationSummary) -> list[str]:
+    lines = []
+    if found.sizes:
+        by_area = sorted(found.sizes, key=lambda size: size[0] * size[1])
+        shown = ", ".join(
+            f"{width} x {height}" for width, height in (by_area[0], by_area[len(by_area) // 2], by_area[-1])
+        )
+        lines.append(f"pictures, smallest, middle, largest: {shown} pixels")
+        fewest, most = min(found.picture_tokens), max(found.picture_tokens)
+        lines.append(f"image tokens a picture: {fewest:,} to {most:,}, in the middle {found.median_tokens:,.0f}")
+    tokens = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in found.tokens.items())
+    how = "as the model counts" if found.exact else "about: images as Qwen2.5-VL sees them, texts at 4 bytes a token"
+    lines.append(f"tokens: {tokens} ({how})")
+    if found.skipped:
+        lines += [f"{found.skipped:,} samples cannot be used:", *(f"  {reason}" for reason in found.reasons)]
+    return lines

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from luq_gguf import pipeline
 from luq_gguf.bench import DecodeSamples, measure_files
+from luq_gguf.calibration import SHAPES
 from luq_gguf.cli.tables import format_bytes, format_conversion, make_table, render
 from luq_gguf.demo import CHECKPOINT, FRESH_SEED
 from luq_gguf.demo.scenes import QUESTION_KINDS, Question, ask_about, draw_scene, make_scene
@@ -24,7 +25,7 @@ PICTURES = 4
 
 def run_demo(out: Path, threads: int, progress: Progress) -> str:
     """Convert, ask, measure; returns what to print. The files and pictures stay in `out`."""
-    settings = pipeline.Settings(low_layers=LOW_LAYERS, threads=threads)
+    settings = pipeline.Settings(low_layers=LOW_LAYERS, calib=SHAPES, threads=threads)
     result = pipeline.convert(str(CHECKPOINT), out, settings, progress)
     full, _ = pipeline.export_model(str(CHECKPOINT), out / "16bit", "auto", "f16", progress)
     pictures = draw_pictures(out / "images")

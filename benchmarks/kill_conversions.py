@@ -1,0 +1,125 @@
+"""Kill a conversion at random moments, go on, and compare every file with an undisturbed run's.
+
+    python benchmarks/kill_conversions.py --moments 30 --json benchmarks/kill_conversions.json
+
+Each time one process of the run (the program, the child that works, or the quantizer) gets SIGKILL. What
+stands under a final name then must be whole, and the next run must finish with the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import json
+import platform
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from luq_gguf.artifacts import sha256_of
+from luq_gguf.demo import CHECKPOINT
+from luq_gguf.manifest import versions
+
+OPTIONS = ("--calib", "shapes", "--low-layers", "2", "--low-type", "Q2_K", "--samples", "24", "--threads", "1")
+UNLIKE = {"manifest.json"}
+"""It holds seconds and times of change."""
+
+
+def convert(model: Path, out: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "luq_gguf", "convert", str(model), "--out", str(out), *OPTIONS, "--json"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def finish(process: subprocess.Popen[bytes]) -> dict[str, Any]:
+    stdout, stderr = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"the conversion failed: {stderr.decode()}")
+    result: dict[str, Any] = json.loads(stdout)
+    return result
+
+
+def hashes(out: Path) -> dict[str, str]:
+    """Everything under a final name."""
+    files = (path for path in out.iterdir() if path.is_file() and path.name not in UNLIKE) if out.is_dir() else ()
+    return {path.name: sha256_of(path) for path in files}
+
+
+def stage_of(out: Path) -> str:
+    """How far a killed run had come, from what stands in its folder."""
+    work = out / ".work"
+    if (out / "manifest.json").exists():
+        return "finished"
+    if any((work / "parts").glob("*.gguf")):
+        return "quantizing or later"
+    if any(work.glob("analysis-*")):
+        return "analyzed"
+    if any(work.glob("analyzing-*/layers.safetensors")):
+        return "in the layers"
+    return "in the pictures" if any(work.glob("analyzing-*")) else "before the analysis"
+
+
+def kill_one(model: Path, out: Path, moment: float, rng: random.Random) -> str:
+    """Kill one process of a conversion after so many seconds; returns the stage it was in."""
+    process = convert(model, out)
+    started = time.monotonic()
+    while process.poll() is None and time.monotonic() - started < moment:
+        time.sleep(0.002)
+    family: list[psutil.Process] = []
+    with contextlib.suppress(psutil.NoSuchProcess):  # it may be over already
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        rng.choice(family).send_signal(signal.SIGKILL)
+    process.communicate()
+    _, alive = psutil.wait_procs(family, timeout=60)
+    if alive:
+        raise SystemExit(f"processes outlive a killed run: {alive}")
+    return stage_of(out)
+
+
+def run(model: Path, moments: int, seed: int, scratch: Path) -> dict[str, Any]:
+    """Kill `moments` conversions, go on with each; raises SystemExit where a file differs."""
+    rng = random.Random(seed)
+    began = time.monotonic()
+    finish(convert(model, scratch / "undisturbed"))
+    seconds = time.monotonic() - began
+    expected = hashes(scratch / "undisturbed")
+    stages: collections.Counter[str] = collections.Counter()
+    for number in range(moments):
+        out = scratch / f"killed-{number}"
+        stages[kill_one(model, out, rng.uniform(0, seconds), rng)] += 1
+        for name, digest in hashes(out).items():
+            if expected.get(name) != digest:
+                raise SystemExit(f"{name} stood half-written under its final name")
+        finish(convert(model, out))
+        if hashes(out) != expected or list(out.rglob("*.partial")):
+            raise SystemExit(f"after a kill the files differ: {hashes(out)}, expected {expected}")
+        shutil.rmtree(out)
+        print(f"{number + 1} of {moments}", file=sys.stderr)
+    return {"moments": moments, "seed": seed, "undisturbed_seconds": round(seconds, 1), "stages": dict(stages)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--moments", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--model", type=Path, default=CHECKPOINT)
+    parser.add_argument("--json", type=Path, required=True)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        found = run(options.model, options.moments, options.seed, Path(scratch))
+    command = f"python benchmarks/kill_conversions.py --moments {options.moments} --seed {options.seed}"
+    about = {"command": command, "options": OPTIONS, "versions": versions(), "machine": platform.machine()}
+    options.json.write_text(json.dumps({**about, **found, "differences": 0}, indent=2) + "\n")
+    print(found)
+
+
+if __name__ == "__main__":
+    main()
