@@ -66,7 +66,7 @@ def test_the_table_says_what_cannot_be_used(rows: Path) -> None:
                   "8 to 100, in the middle 9", "1 samples cannot be used:", "gone.png does not exist"):  # fmt: skip
         assert words in done.stdout
     refused = run_program("calib", "show", rows)
-    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert (refused.returncode, refused.stderr.count("luq-gguf: ")) == (1, 1)
     assert f"{rows}:7" in refused.stderr
 
 

@@ -269,7 +269,7 @@ def test_plan_of_an_analysis_is_the_plan_of_a_conversion(converted: Run, pico_ch
     result = result_of(converted)
     work = Path(result["model"]).parent / ".work"
     analyzed = tmp_path / "analysis"
-    settings = ("--samples", 10, "--work", tmp_path / "work")
+    settings = ("--calib", "shapes", "--samples", 10, "--work", tmp_path / "work")
     shutil.copytree(next(work.glob("analysis-*")), tmp_path / "work" / next(work.glob("analysis-*")).name)
     scores = run_program("analyze", pico_checkpoint, "--out", analyzed, *settings, "--json")
     assert json.loads(scores.stdout) == json.loads(Path(result["scores"]).read_text())
