@@ -130,7 +130,7 @@ def test_llama_cpp_says_the_same_of_the_same_pixels_and_tokens(pico_checkpoint, 
     """The whole way: prompts made again from the calibration set, and the exported files in llama.cpp."""
     checkpoint = Checkpoint.open(pico_checkpoint)
     family = find_family(checkpoint.config, checkpoint)
-    calibration = load_calibration("shapes", samples=30)
+    calibration = load_calibration(None, samples=30)
     found = analyze(checkpoint, family, calibration, compute_type="f32").reference
     export_text(checkpoint, family, tmp_path / "text.gguf", dtype="f32")
     export_vision(checkpoint, family, tmp_path / "vision.gguf", dtype="f32")
