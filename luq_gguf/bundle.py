@@ -117,7 +117,7 @@ def split_bundle(path: Path) -> BundleParts:
     try:
         raw, size = _read_trailer(path), path.stat().st_size
     except OSError as error:
-        raise ArtifactError(f"cannot read {path}: {error.strerror}", path=path) from error
+        raise ArtifactError(f"cannot read {path}: {error.strerror}", path=path, hint="give a bundle") from error
     if len(raw) < _TRAILER.size or raw[-len(MAGIC) :] != MAGIC:
         raise ArtifactError(f"{path} is no bundle, or was cut", path=path, hint="make it again with `luq-gguf bundle`")
     fields = _TRAILER.unpack(raw)

@@ -28,9 +28,9 @@ Messages = Sequence[Mapping[str, Any]]
 class ChatRenderer:
     """Renders with one template; use as a context manager. The child starts with the first prompt."""
 
-    def __init__(self, template: str, *, seconds: float = SECONDS) -> None:
+    def __init__(self, template: str, *, seconds: float | None = None) -> None:
         self.template = template
-        self.seconds = seconds
+        self.seconds = SECONDS if seconds is None else seconds
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:

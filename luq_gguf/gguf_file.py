@@ -102,7 +102,9 @@ class GGUFFile:
                 end = len(mapped) if size is None else min(size, len(mapped))
                 return _Parser(path, mapped, end, MOST_BYTES if header_only else end).parse()
         except OSError as error:
-            raise GGUFError(f"cannot read {path}: {error.strerror or error}", path=path) from error
+            raise GGUFError(
+                f"cannot read {path}: {error.strerror or error}", path=path, hint="give the path of a GGUF file"
+            ) from error
         except ValueError as error:  # an empty file cannot be mapped
             raise GGUFError(f"{path} is empty", path=path, hint="make or download it again") from error
 

@@ -244,7 +244,7 @@ def _take(path: Path, tensors: Mapping[str, NDArray[Any]], key: str, kind: type[
 
 def _natural(name: str) -> list[tuple[int, str]]:
     """blk.2 before blk.10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
+    return [(int(part), "") if part.isdecimal() and len(part) < 10 else (-1, part) for part in name.split(".")]
 
 
 def _broken_sums(path: Path, why: str) -> ArtifactError:

@@ -325,7 +325,8 @@ BAD_CHECKPOINTS = BAD_WEIGHTS | BAD_CONFIGS | BAD_TOKENIZERS | BAD_TEXTS
 
 
 @pytest.mark.parametrize("case", BAD_CHECKPOINTS)
-def test_a_bad_checkpoint_is_one_clear_line(model: Path, tmp_path: Path, capfd, case: str) -> None:
+def test_a_bad_checkpoint_is_one_clear_line(model: Path, tmp_path: Path, capfd, monkeypatch, case: str) -> None:
+    monkeypatch.setattr("luq_gguf.chat.SECONDS", 2.0)
     breaking, words = BAD_CHECKPOINTS[case]
     breaking(model)
     assert_refused(capfd, ("convert", model, "--out", tmp_path / "out", *FEW), *words)

@@ -20,6 +20,7 @@ from luq_gguf.export import export_text, export_vision
 from luq_gguf.families import find_family
 from luq_gguf.reference import Reference, read_reference, score_answers, write_reference
 from luq_gguf.runtime import Runtime
+from luq_gguf.tensor_record import write_arrays
 
 
 def states_and_head(places: int = 11, vocabulary: int = 300, width: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,6 +103,34 @@ def test_what_contradicts_itself_is_refused(tmp_path, change):
         read_reference(tmp_path / "r.safetensors")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"starts": np.zeros((1, 1), dtype=np.int64)},
+        {"starts": np.array([0.0, 2.0, 2.0, 5.0])},
+        {"answers": np.array([1, 2, 3, 4, 5], dtype=np.int64)},
+        {"top": np.zeros(5, dtype=np.int32)},
+        {"rest": np.zeros(5, dtype=np.float64)},
+    ],
+    ids=str,
+)
+def test_arrays_of_another_form_are_refused(tmp_path, change):
+    path = tmp_path / "reference.safetensors"
+    arrays = {name: getattr(sample_reference(), name) for name in reference.ARRAYS} | change
+    write_arrays(path, reference.FORMAT, arrays, {"samples": list(sample_reference().samples), "context": {}})
+    with pytest.raises(ArtifactError, match="another form"):
+        read_reference(path)
+
+
+@pytest.mark.parametrize("note", [{"samples": "abc", "context": {}}, {"samples": [1, 2, 3], "context": {}},
+                                  {"samples": ["a", "b", "c"], "context": 7}, {"samples": ["a"]}], ids=str)  # fmt: skip
+def test_notes_of_another_form_are_refused(tmp_path, note):
+    path = tmp_path / "reference.safetensors"
+    write_arrays(path, reference.FORMAT, {name: getattr(sample_reference(), name) for name in reference.ARRAYS}, note)
+    with pytest.raises(ArtifactError):
+        read_reference(path)
+
+
 def test_broken_files_are_refused(tmp_path):
     path: Path = tmp_path / "r.safetensors"
     write_reference(path, sample_reference())
@@ -130,7 +159,7 @@ def test_llama_cpp_says_the_same_of_the_same_pixels_and_tokens(pico_checkpoint, 
     """The whole way: prompts made again from the calibration set, and the exported files in llama.cpp."""
     checkpoint = Checkpoint.open(pico_checkpoint)
     family = find_family(checkpoint.config, checkpoint)
-    calibration = load_calibration(None, samples=30)
+    calibration = load_calibration("shapes", samples=30)
     found = analyze(checkpoint, family, calibration, compute_type="f32").reference
     export_text(checkpoint, family, tmp_path / "text.gguf", dtype="f32")
     export_vision(checkpoint, family, tmp_path / "vision.gguf", dtype="f32")
