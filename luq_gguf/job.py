@@ -150,7 +150,7 @@ class Job:
         Raises BusyError where another run works there.
         """
         with contextlib.ExitStack() as locks:
-            for folder in {self.out / WORK, self.work}:
+            for folder in dict.fromkeys((self.out / WORK, self.work)):
                 locks.enter_context(lock_folder(folder))
             for folder in (self.out, self.work, self.parts):
                 remove_stale(folder)

@@ -17,6 +17,7 @@ from typing import Any
 from gguf import GGMLQuantizationType
 
 from luq_gguf import TOOL
+from luq_gguf.analysis import AnalysisFiles, read_calibration, run_analysis
 from luq_gguf.artifacts import (
     LayerScores,
     Plan,
@@ -31,7 +32,6 @@ from luq_gguf.artifacts import (
 )
 from luq_gguf.assemble import assemble
 from luq_gguf.bundle import bundle
-from luq_gguf.calibration import load_calibration
 from luq_gguf.checkpoint import resolve_model
 from luq_gguf.errors import ArtifactError, GGUFError
 from luq_gguf.export import export_text, export_vision
@@ -44,7 +44,6 @@ from luq_gguf.imatrix import (
     read_brought,
     read_sums,
     write_imatrix,
-    write_sums,
 )
 from luq_gguf.importance import ImatrixNote, ImportanceMatrix, read_importance
 from luq_gguf.job import (
@@ -148,31 +147,6 @@ class SizeTable:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class AnalysisFiles:
-    """Where a finished analysis lies."""
-
-    folder: Path
-
-    @property
-    def scores(self) -> LayerScores:
-        """What it says of the layers."""
-        return read_record(self.folder / SCORES, LayerScores)
-
-    def require_of(self, checkpoint: str) -> AnalysisFiles:
-        """These files; raises ArtifactError where they are of another checkpoint than the one of this digest."""
-        if self.scores.checkpoint != checkpoint:
-            raise ArtifactError(
-                f"{self.folder} is of another checkpoint", path=self.folder, hint="delete it and run the command again"
-            )
-        return self
-
-    @property
-    def sums(self) -> Path:
-        """The sums of squared inputs by modality."""
-        return self.folder / SUMS
-
-
 def convert(model: str, out: Path, settings: Settings, progress: Progress = silent) -> Conversion:
     """The whole path: text GGUF, mmproj and their records in `out`, verified.
 
@@ -233,54 +207,6 @@ def analyze(model: str, out: Path, settings: Settings, progress: Progress = sile
         with scratch_folder(job.work, "header") as scratch:
             keep_header(job, write_header(job, scratch), calibration.name)
     return analysis.scores
-
-
-def read_calibration(settings: Settings, progress: Progress) -> CalibrationSet:
-    """The samples that the settings name; None stands for the built-in ones."""
-    return load_calibration(
-        settings.calib, samples=settings.samples, seed=settings.seed, skip_bad=settings.skip_bad, progress=progress
-    )
-
-
-def run_analysis(job: Job, calibration: CalibrationSet) -> AnalysisFiles:
-    """One pass over the decoder, or the results of an earlier one with the same inputs.
-
-    A pass that was killed goes on at the layer where it was; the state of a pass with other inputs is dropped.
-    """
-    from luq_gguf.activations import analyze as analyze_activations
-    from luq_gguf.activations import resolve_compute_type
-    from luq_gguf.reference import write_reference
-
-    settings = job.settings
-    compute_type = resolve_compute_type(settings.compute_type)
-    choices = (settings.seed, compute_type, settings.measures_input, settings.image_max_tokens, settings.skip_bad)
-    key = key_of(versions(), job.checkpoint.fingerprint, calibration.digest, *choices)
-    folder, state = job.work / f"analysis-{key}", job.work / f"analyzing-{key}"
-    finished = folder.is_dir()
-    for other in set(job.work.glob("analyzing-*")) - (set() if finished else {state}):
-        shutil.rmtree(other)
-    if finished:
-        return AnalysisFiles(folder).require_of(job.checkpoint.digest)
-    with job.watch.measure("analyze"):
-        result = analyze_activations(
-            job.checkpoint,
-            job.family,
-            calibration,
-            compute_type=compute_type,
-            seed=settings.seed,
-            progress=job.progress,
-            input_entropy=settings.measures_input,
-            keep=state,
-            image_tokens=settings.image_max_tokens,
-        )
-        with scratch_folder(job.work, "analysis") as scratch:
-            partial = scratch / "analysis"
-            write_sums(partial / SUMS, result.sums)
-            write_reference(partial / REFERENCE, result.reference)
-            write_record(partial / SCORES, result.scores)
-            partial.rename(folder)
-        shutil.rmtree(state)
-    return AnalysisFiles(folder)
 
 
 def write_importance(
@@ -456,7 +382,7 @@ def plan_from_analysis(folder: Path, settings: Settings) -> Plan:
 def size_table_of_model(model: str, settings: Settings) -> SizeTable:
     """The sizes for every number of low layers, last layer first, of a model of which config.json is enough."""
     folder = resolve_model(model)
-    family, layout, has_tokenizer = layout_of_config(folder, settings, load_calibration(None, seed=0).name)
+    family, layout, has_tokenizer = layout_of_config(folder, settings, read_calibration(Settings(), silent).name)
     notes = ["the order of the layers is that of --order depth: other orders give slightly other sizes"]
     if not has_tokenizer:
         notes.append("without tokenizer.json: the file is larger by its vocabulary")

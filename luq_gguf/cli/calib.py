@@ -39,10 +39,10 @@ def show(
 
     Example: luq-gguf calib show my-images.jsonl --model Qwen/Qwen2.5-VL-7B-Instruct
     """
+    from luq_gguf.analysis import read_calibration
     from luq_gguf.calibration_summary import summarize_calibration
     from luq_gguf.cli.tables import format_calibration
     from luq_gguf.job import Settings, open_job
-    from luq_gguf.pipeline import read_calibration
 
     settings = Settings(
         calib=source, samples=samples, image_max_tokens=image_max_tokens, skip_bad=skip_bad, seed=seed
