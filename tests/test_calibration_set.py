@@ -1,14 +1,19 @@
 """The built-in set is what docs/calibration-set.md says: enough of each kind, fit for any model, always the same."""
 
 import hashlib
+import itertools
+import math
+import re
 import subprocess
 import sys
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from luq_gguf.calibration_set import built_in_samples
+from luq_gguf.calibration_set import built_in_samples, texts
 from luq_gguf.images import MAX_IMAGE_TOKENS, Picture, grid_size
 
 QWEN = (28, 4 * 784, 16384 * 784)
@@ -109,3 +114,88 @@ def test_there_is_enough_of_every_kind(pictures):
     assert kinds.keys() == least.keys()
     assert all(kinds[kind] >= count for kind, count in least.items()), kinds
     assert kinds.total() >= 64
+
+
+def test_there_are_as_many_texts_as_pictures_in_many_languages_and_in_code(samples, pictures):
+    written = [sample for sample in samples if sample.picture is None]
+    assert len(written) >= len(pictures)
+    assert {sample.kind for sample in written} == {"text", "question"}
+    counts = Counter(row["language"] for row in texts.rows())
+    spoken = [
+        "English",
+        "German",
+        "French",
+        "Spanish",
+        "Portuguese",
+        "Italian",
+        "Russian",
+        "Chinese",
+        "Japanese",
+        "Korean",
+        "Arabic",
+        "Hindi",
+    ]
+    assert all(counts[language] >= 3 for language in spoken), counts
+    assert counts.keys() >= {"Python", "C", "JavaScript", "SQL", "Shell", "JSON", "Rust", "HTML"}
+
+
+def test_texts_are_written_in_the_script_of_their_language():
+    scripts = {"Russian": "CYRILLIC", "Chinese": "CJK", "Japanese": "HIRAGANA", "Korean": "HANGUL", "Arabic": "ARABIC",
+               "Hindi": "DEVANAGARI", "Ukrainian": "CYRILLIC"}  # fmt: skip
+    for row in texts.rows():
+        text = row.get("text") or " ".join(itertools.chain(*row["turns"]))
+        assert 150 <= len(text) <= 2500 or row["language"] in {"Chinese", "Japanese", "Korean"}, row["id"]
+        wanted = scripts.get(row["language"], "LATIN")
+        found = Counter(unicodedata.name(letter).split()[0] for letter in text if letter.isalpha())
+        assert found[wanted] >= 0.3 * found.total(), (row["id"], found)
+
+
+def test_some_samples_are_conversations(samples):
+    with_picture = [sample for sample in samples if sample.turns and sample.picture is not None]
+    without = [sample for sample in samples if sample.turns and sample.picture is None]
+    assert len(with_picture) >= 10
+    assert len(without) >= 5
+
+
+def test_sums_in_answers_are_right(samples):
+    answers = [
+        answer for sample in samples for _, answer in (*sample.turns, (sample.question, sample.answer)) if answer
+    ]
+    sums = [found for found in (re.fullmatch(r"(\d+) m²: (.+)\.", answer) for answer in answers) if found]
+    assert sums
+    for found in sums:
+        assert int(found[1]) == sum(map(int, found[2].split(" + ")))
+    stacked = re.search(r"Solar (\d+), wind (\d+) and water (\d+) GWh, together (\d+)", " ".join(answers))
+    assert stacked is not None
+    *parts, total = map(int, stacked.groups())
+    assert sum(parts) == total
+
+
+def answers_about(samples, name):
+    asked = [sample for sample in samples if sample.picture is not None and sample.picture.name == name]
+    return " ".join(answer for sample in asked for _, answer in (*sample.turns, (sample.question, sample.answer)))
+
+
+def test_the_bars_are_as_high_as_the_answers_say(samples, drawn):
+    pixels = np.asarray(drawn["chart-01"]).astype(int)
+    blue = (np.abs(pixels - (0x2F, 0x6D, 0xB5)) <= 2).all(axis=2)
+    columns = np.flatnonzero(blue.any(axis=0))
+    bars = np.split(columns, np.flatnonzero(np.diff(columns) > 1) + 1)
+    heights = [blue[:, bar].sum(axis=0).max() for bar in bars]
+    best, month, high, low = re.search(
+        r"In (\w+), with \d+ bicycles.*: (\d+) were sold in (\w+), the best month, and (\d+) in",
+        answers_about(samples, "chart-01"),
+    ).group(1, 3, 2, 4)
+    assert best == month == ["January", "February", "March", "April", "May", "June"][int(np.argmax(heights))]
+    assert min(heights) / max(heights) == pytest.approx(int(low) / int(high), abs=0.02)
+
+
+def test_the_needle_stands_where_the_answer_says(samples, drawn):
+    pixels = np.asarray(drawn["sign-07"]).astype(int)
+    red = (np.abs(pixels - (196, 22, 28)) <= 30).all(axis=2)
+    down, right = np.nonzero(red)
+    down, right = down - 210, right - 210
+    inside = np.hypot(down, right) < 100
+    angle = math.degrees(math.atan2(down[inside].mean(), right[inside].mean())) % 360
+    value = float(re.search(r"About ([\d.]+) bar", answers_about(samples, "sign-07"))[1])
+    assert ((angle - 135) % 360) / 27 == pytest.approx(value, abs=0.15)

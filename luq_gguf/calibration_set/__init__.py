@@ -12,7 +12,7 @@ from importlib import resources
 
 import PIL
 
-from luq_gguf.calibration_set import bills, charts, documents, pages, photos, screens, signs, sketches, tables
+from luq_gguf.calibration_set import bills, charts, documents, pages, photos, screens, signs, sketches, tables, texts
 from luq_gguf.calibration_set.item import Item
 from luq_gguf.images import Picture
 from luq_gguf.samples import Sample
@@ -31,7 +31,7 @@ def built_in_samples() -> list[Sample]:
     for module in MODULES:
         for number, item in enumerate(module.items()):
             samples += _samples_of(item, source, in_one=number % 2 == 1)
-    return samples
+    return samples + texts.samples(ORIGIN)
 
 
 def _samples_of(item: Item, source: str, *, in_one: bool) -> list[Sample]:
