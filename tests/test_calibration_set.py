@@ -1,6 +1,7 @@
 """The built-in set is what docs/calibration-set.md says: enough of each kind, fit for any model, always the same."""
 
 import hashlib
+import importlib.util
 import itertools
 import math
 import re
@@ -18,7 +19,8 @@ from luq_gguf.images import MAX_IMAGE_TOKENS, Picture, grid_size
 
 QWEN = (28, 4 * 784, 16384 * 784)
 """Qwen2.5-VL's rule: a token is 28 x 28 pixels; least and most pixels."""
-PHOTOS = Path(__file__).parents[1] / "luq_gguf" / "calibration_set" / "photos"
+ROOT = Path(__file__).parents[1]
+PHOTOS = ROOT / "luq_gguf" / "calibration_set" / "photos"
 
 
 @pytest.fixture(scope="module")
@@ -199,3 +201,10 @@ def test_the_needle_stands_where_the_answer_says(samples, drawn):
     angle = math.degrees(math.atan2(down[inside].mean(), right[inside].mean())) % 360
     value = float(re.search(r"About ([\d.]+) bar", answers_about(samples, "sign-07"))[1])
     assert ((angle - 135) % 360) / 27 == pytest.approx(value, abs=0.15)
+
+
+def test_the_document_shows_the_table_as_it_is(drawn):
+    spec = importlib.util.spec_from_file_location("show", ROOT / "scripts" / "show_calibration_set.py")
+    show = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(show)
+    assert "\n".join(show.table(drawn)) in (ROOT / "docs" / "calibration-set.md").read_text("utf-8")

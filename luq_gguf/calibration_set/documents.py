@@ -103,13 +103,13 @@ def _book_page(name: str) -> Item:
     page = chance(name).randrange(21, 180)
 
     def draw() -> Image.Image:
-        image, pen = ink.sheet((560, 784), (246, 240, 226))
-        pen.text((280, 40), "THE NIGHT CROSSING", fill=ink.GRAY, font=ink.font("roman", 16), anchor="ma")
-        pen.text((280, 92), "Chapter Four", fill=ink.BLACK, font=ink.font("roman bold", 28), anchor="ma")
-        y: float = 160
+        image, pen = ink.sheet((756, 1036), (246, 240, 226))
+        pen.text((378, 54), "THE NIGHT CROSSING", fill=ink.GRAY, font=ink.font("roman", 21), anchor="ma")
+        pen.text((378, 124), "Chapter Four", fill=ink.BLACK, font=ink.font("roman bold", 37), anchor="ma")
+        y: float = 210
         for paragraph in _CHAPTER.split("\n"):
-            y = ink.write(pen, (64, y), "     " + paragraph, "roman", 21, width=436, leading=1.3)
-        pen.text((280, 740), str(page), fill=ink.BLACK, font=ink.font("roman", 18), anchor="ma")
+            y = ink.write(pen, (86, y), "\u00a0" * 5 + paragraph, "roman", 28, width=590, leading=1.3)
+        pen.text((378, 984), str(page), fill=ink.BLACK, font=ink.font("roman", 24), anchor="ma")
         return ink.grain(image, chance(name + " grain"), 16)
 
     asked = (
