@@ -161,7 +161,7 @@ def _parquet(path: Path) -> Iterator[Row | CalibrationError]:
                 for content in batch.to_pylist():
                     number += 1
                     yield Row(content, f"{path}, row {number}", path.parent)
-    except (pyarrow.ArrowException, ValueError, NotImplementedError) as error:
+    except (pyarrow.ArrowException, ValueError) as error:
         what = " ".join(str(error).split())
         raise CalibrationError(f"{path} is no parquet file that can be read: {what}", hint="export it again") from error
 

@@ -5,16 +5,13 @@ The child (`chat_worker`) is started once for many prompts. Knows nothing of tok
 
 from __future__ import annotations
 
-import contextlib
 import json
 import subprocess
-import sys
 import threading
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from luq_gguf.children import child_environment
+from luq_gguf.children import Child
 from luq_gguf.errors import CheckpointError
 
 SECONDS = 10.0
@@ -25,33 +22,13 @@ HINT = "take the model's own template"
 Messages = Sequence[Mapping[str, Any]]
 
 
-class ChatRenderer:
+class ChatRenderer(Child):
     """Renders with one template; use as a context manager. The child starts with the first prompt."""
 
     def __init__(self, template: str, *, seconds: float | None = None) -> None:
+        super().__init__("luq_gguf.chat_worker", stderr=subprocess.DEVNULL)
         self.template = template
         self.seconds = SECONDS if seconds is None else seconds
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the child."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.kill()
-        for stream in (process.stdin, process.stdout):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
-        process.wait()
 
     def render(self, chats: Sequence[Messages], *, answer_next: bool = True) -> list[str]:
         """The prompt of every chat; `answer_next` opens the assistant's turn.
@@ -74,17 +51,11 @@ class ChatRenderer:
 
     def _exchange(self, request: bytes, seconds: float) -> dict[str, Any]:
         """The child's answer; one that takes too long is killed."""
-        process = self._started()
-        assert process.stdin is not None
-        assert process.stdout is not None
         late = threading.Event()
-        timer = threading.Timer(seconds, _end, (process, late))
+        timer = threading.Timer(seconds, self._end, (late,))
         timer.start()
         try:
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.write(request)
-                process.stdin.flush()
-            line = process.stdout.readline()
+            line = self.send(request).readline()
         finally:
             timer.cancel()
         if not line.endswith(b"\n"):
@@ -94,22 +65,9 @@ class ChatRenderer:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def _started(self) -> subprocess.Popen[bytes]:
-        if self._process is None:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "luq_gguf.chat_worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C reaches the owner only, which then kills the child
-                env=child_environment(),
-            )
-        return self._process
-
-
-def _end(process: subprocess.Popen[bytes], late: threading.Event) -> None:
-    late.set()
-    process.kill()
+    def _end(self, late: threading.Event) -> None:
+        late.set()
+        self.kill()
 
 
 def render_chats(template: str, chats: Sequence[Messages], *, answer_next: bool = True) -> list[str]:
