@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import itertools
 import math
+import os
 import re
 import subprocess
 import sys
@@ -208,3 +209,18 @@ def test_the_document_shows_the_table_as_it_is(drawn):
     show = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(show)
     assert "\n".join(show.table(drawn)) in (ROOT / "docs" / "calibration-set.md").read_text("utf-8")
+
+
+def test_charts_do_not_follow_the_settings_of_the_machine(tmp_path, pictures, drawn):
+    """A matplotlibrc of the user's changes nothing, nothing is printed, and the settings are as before."""
+    (tmp_path / "matplotlibrc").write_text("font.family: serif\naxes.facecolor: black\nsavefig.dpi: 30\nbackend: svg\n")
+    code = (
+        "import hashlib, matplotlib; from luq_gguf.calibration_set import built_in_samples;"
+        "before = dict(matplotlib.rcParams);"
+        "found = {s.picture.name: s.picture for s in built_in_samples() if s.picture};"
+        "print(hashlib.sha256(found['chart-01'].read().tobytes()).hexdigest());"
+        "assert before == dict(matplotlib.rcParams); assert matplotlib.rcParams['savefig.dpi'] == 30"
+    )
+    environment = {**os.environ, "MATPLOTLIBRC": str(tmp_path), "MPLCONFIGDIR": "/proc/nowhere"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.strip() == hashlib.sha256(drawn["chart-01"].tobytes()).hexdigest()

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import sys
 from importlib import resources
 
 import PIL
+from PIL import features
 
 from luq_gguf.calibration_set import bills, charts, documents, pages, photos, screens, signs, sketches, tables, texts
 from luq_gguf.calibration_set.item import Item
@@ -48,8 +50,15 @@ def _samples_of(item: Item, source: str, *, in_one: bool) -> list[Sample]:
 
 
 def _digest_of_source() -> str:
-    """What every picture follows from: this package's modules, and the versions of those that draw."""
-    digest = hashlib.sha256(f"{SET_VERSION} {PIL.__version__} {importlib.metadata.version('matplotlib')}".encode())
+    """What every picture follows from: this package's modules, and the versions of what draws."""
+    versions = (
+        SET_VERSION,
+        sys.version_info[:2],  # the same seed may give other chances in another Python
+        PIL.__version__,
+        features.version("freetype2"),
+        importlib.metadata.version("matplotlib"),
+    )
+    digest = hashlib.sha256(repr(versions).encode())
     modules = (file for file in resources.files(__name__).iterdir() if file.name.endswith(".py"))
     for module in sorted(modules, key=lambda file: file.name):
         digest.update(module.read_bytes())

@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from luq_gguf.calibration_set import ink
 from luq_gguf.calibration_set.item import Item, chance, listed
 
 DOTS_PER_INCH = 100
@@ -21,7 +22,6 @@ COLORS = {
     "gray": "#7f8790",
 }
 STYLE: dict[str, Any] = {
-    "backend": "agg",
     "font.family": "DejaVu Sans",
     "font.size": 11,
     "axes.titlesize": 13,
@@ -43,18 +43,20 @@ def items() -> list[Item]:
 
 def _figure(size: tuple[int, int], plot: Plot, **style: Any) -> Image.Image:
     """A figure of `size` pixels with one plot, drawn in matplotlib's own settings, whatever the user's are."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    with ink.quiet_matplotlib():
+        import matplotlib
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
 
-    with matplotlib.rc_context():
-        matplotlib.rcParams.update({**matplotlib.rcParamsDefault, **STYLE, **style})
-        inches = (size[0] / DOTS_PER_INCH, size[1] / DOTS_PER_INCH)
-        figure = Figure(figsize=inches, dpi=DOTS_PER_INCH, layout="constrained")
-        canvas = FigureCanvasAgg(figure)
-        plot(figure.add_subplot())
-        file = io.BytesIO()
-        canvas.print_png(file)
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()
+            matplotlib.rcParams.update({**STYLE, **style})
+            inches = (size[0] / DOTS_PER_INCH, size[1] / DOTS_PER_INCH)
+            figure = Figure(figsize=inches, dpi=DOTS_PER_INCH, layout="constrained")
+            canvas = FigureCanvasAgg(figure)
+            plot(figure.add_subplot())
+            file = io.BytesIO()
+            canvas.print_png(file)
     return Image.open(file).convert("RGB")
 
 

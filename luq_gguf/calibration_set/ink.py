@@ -5,12 +5,13 @@ The fonts are those in matplotlib's package, so that a picture looks the same on
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import importlib.util
 import itertools
+import logging
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -37,13 +38,25 @@ PALE: Color = (226, 228, 233)
 INK: Color = (24, 38, 110)
 
 
+@contextlib.contextmanager
+def quiet_matplotlib() -> Iterator[None]:
+    """Keep matplotlib from telling, where no home folder can be written, that its font cache is a temporary one."""
+    logger = logging.getLogger("matplotlib")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 @functools.cache
 def fonts_folder() -> Path:
-    """Where matplotlib keeps its fonts; matplotlib itself is not imported."""
-    found = importlib.util.find_spec("matplotlib")
-    assert found is not None
-    assert found.origin is not None
-    return Path(found.origin).parent / "mpl-data" / "fonts" / "ttf"
+    """Where matplotlib keeps its fonts."""
+    with quiet_matplotlib():
+        import matplotlib
+
+        return Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 
 
 @functools.cache
