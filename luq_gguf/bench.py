@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from luq_gguf.errors import RequestError, RunError
-from luq_gguf.gguf_file import GGUFFile
+from luq_gguf.loadable import open_loadable
 from luq_gguf.processors import default_threads
 from luq_gguf.progress import Progress, silent
 
@@ -84,7 +84,7 @@ def measure_files(
     if repeat < 1:
         raise RequestError(f"repeat must be at least 1, not {repeat}", hint="ask for one round or more")
     for path in paths:
-        GGUFFile.open(path)
+        open_loadable(path)
     threads = default_threads() if threads is None else threads
     rounds: list[list[DecodeResult]] = [[] for _ in paths]
     for turn in range(repeat):

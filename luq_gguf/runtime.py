@@ -22,6 +22,7 @@ from luq_gguf.chat import ChatRenderer
 from luq_gguf.errors import GGUFError, RunError
 from luq_gguf.gguf_file import GGUFFile
 from luq_gguf.images import fit_to_grid
+from luq_gguf.loadable import open_loadable
 from luq_gguf.processors import default_threads
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Runtime:
         self._llama, self._mtmd = llama_cpp, mtmd_cpp
         self.log = self._stack.enter_context(_quiet_llama())
         self.threads = threads or default_threads()
-        self.metadata = GGUFFile.open(model).metadata
+        self.metadata = open_loadable(model).metadata
         self._chat = self._stack.enter_context(ChatRenderer(str(self.metadata.get("tokenizer.chat_template", ""))))
         llama_cpp.llama_backend_init()
         self._model = self._load_model(model)
@@ -240,7 +241,7 @@ def open_model(
     from llama_cpp.llama_chat_format import MTMDChatHandler
 
     path, vision = Path(model), Path(mmproj) if mmproj is not None else None
-    GGUFFile.open(path)
+    open_loadable(path)
     try:
         llama = llama_cpp.Llama(str(path), n_ctx=context, **({"verbose": False} | options))
         if vision is not None or is_bundle(path):

@@ -30,11 +30,14 @@ from typing import Any
 
 from luq_gguf import __version__
 from luq_gguf.errors import LuqError
+from tests.fuzz.fuzz_llama import fuzz_llama
 from tests.fuzz.readers import READERS, Reader
 
 MOST_SECONDS = 2.0
 MOST_BYTES = 200 << 20
 PATIENCE = 60.0
+LLAMA = "llama"
+"""Not among the readers by default: there, crashes of the child are what is counted."""
 SHOWN = 20
 """Findings of a reader that are recorded in full."""
 
@@ -210,7 +213,7 @@ def format_markdown(content: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=10_000)
-    parser.add_argument("--reader", action="append", choices=[*READERS])
+    parser.add_argument("--reader", action="append", choices=[*READERS, LLAMA])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--case", type=int)
@@ -225,15 +228,25 @@ def main() -> None:
     content: dict[str, Any] = {
         "command": "python -m tests.fuzz.fuzz_readers " + " ".join(sys.argv[1:]),
         "versions": {"luq-gguf": __version__, "python": platform.python_version()},
+        "cpu": f"{cpu_name()}, one core",
         "limits": {"seconds": MOST_SECONDS, "bytes": MOST_BYTES},
         "readers": [],
     }
+    if given.json and given.json.exists():  # rows of other readers stay
+        content["readers"] = json.loads(given.json.read_text())["readers"]
     for name in given.reader or READERS:
-        row = fuzz(name, given.seed, given.cases)
-        content["readers"].append(row)
+        row = fuzz_llama(given.seed, given.cases) if name == LLAMA else fuzz(name, given.seed, given.cases)
+        content["readers"] = [*(other for other in content["readers"] if other["reader"] != name), row]
         print(name, row["seconds"], row["counts"], json.dumps(row["kinds"], indent=1), flush=True)
         if given.json:
             given.json.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def cpu_name() -> str:
+    """What the processor calls itself."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
 
 
 if __name__ == "__main__":
