@@ -128,12 +128,28 @@ def _choose(found: Iterable[Sample], count: int | None, seed: int) -> list[Sampl
 
 
 def _held_out(chosen: Sequence[Sample], share: float) -> list[Sample]:
-    """The first of each kind, as many as their share, and never all that there is."""
+    """The first of each kind, as many as their share, and never all that there is.
+
+    Questions about one picture stay together, so that nothing is judged by a picture that was measured on; where all
+    are about a single picture that cannot be.
+    """
     held_out: list[Sample] = []
     for kind in ("image", "question"):
         answered = [sample for sample in chosen if sample.kind == kind and sample.answer is not None]
-        held_out += answered[: round(share * len(answered))]
+        room = round(share * len(answered))
+        for group in _by_picture([sample for sample in chosen if sample.kind == kind]):
+            if len(group) <= room and all(sample.answer is not None for sample in group):
+                held_out += group
+                room -= len(group)
     return held_out if len(held_out) < len(chosen) else held_out[1:]
+
+
+def _by_picture(samples: Sequence[Sample]) -> list[list[Sample]]:
+    """Samples that share a picture, in the order of the first of each; one by one where all share the same."""
+    groups: dict[str, list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(sample.picture.key if sample.picture else sample.id, []).append(sample)
+    return list(groups.values()) if len(groups) > 1 else [[sample] for sample in samples]
 
 
 def _rank(sample: Sample, seed: int) -> bytes:

@@ -92,6 +92,24 @@ def test_a_share_of_each_kind_with_answers_is_held_out(tmp_path):
     assert not {sample.id for sample in found.samples} & {sample.id for sample in found.held_out}
 
 
+def test_no_picture_is_on_both_sides(tmp_path):
+    rows = [row | {"question": f"{row['question']} {turn}"} for row in many_rows(tmp_path) if "image" in row
+            for turn in range(3)]  # fmt: skip
+    unanswered = {"image": "3.png", "question": "And who knows?"}
+    for seed in range(5):
+        found = load_calibration(write_rows(tmp_path / "c.jsonl", [*rows, unanswered]), seed=seed)
+        assert len(found.held_out) == 12
+        sides = [{sample.picture.key for sample in side} for side in (found.samples, found.held_out)]
+        assert not sides[0] & sides[1]
+        assert all(sample.answer is not None for sample in found.held_out)
+
+
+def test_of_a_single_picture_some_questions_are_held_out(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
+    rows = [{"image": "one.png", "question": f"What is {number}?", "answer": "black"} for number in range(10)]
+    assert len(load_calibration(write_rows(tmp_path / "c.jsonl", rows)).held_out) == 2
+
+
 def test_a_subset_keeps_the_shares(tmp_path):
     path = write_rows(tmp_path / "c.jsonl", many_rows(tmp_path))
     found = load_calibration(path, samples=25, seed=3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import shutil
@@ -240,13 +241,26 @@ def read_arrays(folder: Path) -> None:
 
 
 def prepare_calibration(folder: Path) -> None:
+    """The same rows in every form, each with an image beside it or within it."""
+    import pyarrow
+    from pyarrow import parquet
+
     Image.new("RGB", (30, 20), "blue").save(folder / "blue.png")
+    data = (folder / "blue.png").read_bytes()
     rows = [
         {"image": "blue.png", "question": "Which color?", "answer": "blue"},
         {"question": "How many days has a week?", "answer": "seven"},
         {"text": "The quick brown fox jumps over the lazy dog."},
     ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = [{"from": "human", "value": "<image>\nWhich color?"}, {"from": "gpt", "value": "Blue."}]
+    (folder / "rows.json").write_text(json.dumps([{"id": 1, "image": "blue.png", "conversations": said * 2}, *rows]))
+    encoded = base64.b64encode(data).decode()
+    header = "index\timage\tquestion\tA\tB\tanswer\timage_path"
+    lines = [header, f"0\t{encoded}\tWhich?\tred\tblue\tB\t", "1\t0\tSure?\t\t\tyes\t", "2\t\tAnd?\t\t\tyes\tblue.png"]
+    (folder / "rows.tsv").write_text("\n".join(lines) + "\n")
+    table = [{"image": {"bytes": data}, "question": f"{number}?", "answers": ["x"]} for number in range(5)]
+    parquet.write_table(pyarrow.Table.from_pylist(table), folder / "rows.parquet")
 
 
 def damage_lines(data: bytes, rng) -> bytes:
@@ -259,13 +273,18 @@ def damage_lines(data: bytes, rng) -> bytes:
     return b"\n".join(lines)
 
 
-def read_calibration(folder: Path) -> None:
-    from luq_gguf.calibration import load_calibration
+def read_calibration(form: str) -> Callable[[Path], None]:
+    """The reader of one form."""
 
-    for group in (load_calibration(folder / "rows.jsonl"),):
+    def read(folder: Path) -> None:
+        from luq_gguf.calibration import load_calibration
+
+        group = load_calibration(folder / f"rows.{form}")
         for sample in (*group.samples, *group.held_out):
             if sample.picture is not None:
                 sample.picture.read()
+
+    return read
 
 
 JSON_SIDE_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "config.json")
@@ -302,5 +321,10 @@ READERS: dict[str, Reader] = {
         dict.fromkeys(("sums.safetensors", "reference.safetensors"), damage.damage_safetensors),
         read_arrays,
     ),
-    "calibration": Reader(prepare_calibration, {"rows.jsonl": damage_lines}, read_calibration),
+    "calibration": Reader(prepare_calibration, {"rows.jsonl": damage_lines}, read_calibration("jsonl")),
+    "calibration-json": Reader(prepare_calibration, {"rows.json": damage.damage_json}, read_calibration("json")),
+    "calibration-table": Reader(prepare_calibration, {"rows.tsv": damage.damage_bytes}, read_calibration("tsv")),
+    "calibration-parquet": Reader(
+        prepare_calibration, {"rows.parquet": damage.damage_bytes}, read_calibration("parquet")
+    ),
 }
