@@ -9,7 +9,7 @@ import hashlib
 import io
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ MAX_PIXELS = 100_000_000
 """A larger image is refused before it is decoded."""
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 """Pillow reads others too, some of them by starting programs (Ghostscript for EPS)."""
+BAND_PIXELS = 1 << 20
 MAX_ASPECT = 200
 MIN_IMAGE_TOKENS = 8
 """llama.cpp enlarges an image of fewer tokens."""
@@ -66,7 +67,8 @@ def load_image(source: Path | bytes, name: str | None = None) -> Image.Image:
                 _require_sane(image, shown)
                 image.seek(0)
                 image.load()
-                return _to_rgb(ImageOps.exif_transpose(image))
+                ImageOps.exif_transpose(image, in_place=True)
+                return _to_rgb(image)
     except ImageError:
         raise
     except UnidentifiedImageError as error:
@@ -98,20 +100,38 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_gray(image)
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+        return _onto_white(image)
+    return image if image.mode == "RGB" else image.convert("RGB")  # a copy of a large one takes as much again
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[int, int]]:
+    """First and last row of bands that take little memory."""
+    step = max(1, BAND_PIXELS // max(1, image.width))
+    return ((top, min(top + step, image.height)) for top in range(0, image.height, step))
+
+
+def _onto_white(image: Image.Image) -> Image.Image:
+    result = Image.new("RGB", image.size)
+    for top, bottom in _bands(image):
+        band = image.crop((0, top, image.width, bottom)).convert("RGBA")
+        result.paste(Image.alpha_composite(Image.new("RGBA", band.size, "white"), band).convert("RGB"), (0, top))
+    return result
 
 
 def _to_gray(image: Image.Image) -> Image.Image:
     """16-bit, 32-bit and float gray -> 8-bit: Pillow itself would cut values off at 255."""
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-    largest = values.max(initial=0)
-    if image.mode.startswith("I;16") or largest > 255:
-        values = values / 257
-    elif image.mode == "F" and largest <= 1:
-        values = values * 255
-    return Image.fromarray(np.clip(values + 0.5, 0, 255).astype(np.uint8))
+    stored = np.asarray(image)
+    bands = [slice(*rows) for rows in _bands(image)]
+    largest = max((float(np.nan_to_num(stored[band].astype(np.float64)).max(initial=0)) for band in bands), default=0.0)
+    gray = np.empty(stored.shape, dtype=np.uint8)
+    for band in bands:
+        values = np.nan_to_num(stored[band].astype(np.float64))
+        if image.mode.startswith("I;16") or largest > 255:
+            values = values / 257
+        elif image.mode == "F" and largest <= 1:
+            values = values * 255
+        gray[band] = np.clip(values + 0.5, 0, 255).astype(np.uint8)
+    return Image.fromarray(gray)
 
 
 def fit_to_grid(image: Image.Image, factor: int, min_pixels: int, max_pixels: int) -> Image.Image:

@@ -22,7 +22,9 @@ llama_cpp.llama_backend_init()
 model = llama_cpp.llama_model_load_from_file(sys.argv[1].encode(), llama_cpp.llama_model_default_params())
 options = llama_cpp.llama_context_default_params()
 options.n_ctx = 64
-sys.exit(0 if model and llama_cpp.llama_init_from_model(model, options) else 9)
+context = llama_cpp.llama_init_from_model(model, options) if model else None
+tokens = (llama_cpp.llama_token * 1)(5)
+sys.exit(9 if not context or llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(tokens, 1)) else 0)
 """
 
 
