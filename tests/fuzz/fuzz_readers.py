@@ -189,24 +189,17 @@ def repeat(name: str, seed: int, case: int) -> None:
         print(bench.run(name, seed, case))
 
 
-KINDS = ("accepted", "refused", "exception", "message", "slow", "large", "crash")
-
-
 def format_markdown(content: dict[str, Any]) -> str:
     """The table of a result."""
     rows = ["| reader | cases | read | refused | other exception | slow | large | crash | minutes |", "|" + "---|" * 9]
     for row in content["readers"]:
-        count = row["counts"]
-        bad = count.get("exception", 0) + count.get("message", 0)
-        cells = [
-            row["reader"],
-            f"{row['cases']:,}",
-            f"{count.get('accepted', 0):,}",
-            f"{count.get('refused', 0):,}",
-            str(bad),
-        ]
-        cells += [str(count.get(kind, 0)) for kind in ("slow", "large", "crash")]
-        rows.append("| " + " | ".join([*cells, f"{row['seconds'] / 60:.1f}"]) + " |")
+        count = Counter(row["counts"])
+        told = (
+            row["cases"], count["accepted"], count["refused"] + count["refused before"],
+            count["exception"] + count["message"], count["slow"], count["large"], count["crash"],
+        )  # fmt: skip
+        cells = [row["reader"], *(f"{number:,}" for number in told), f"{row['seconds'] / 60:.1f}"]
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
