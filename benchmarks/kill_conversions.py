@@ -30,6 +30,9 @@ from luq_gguf.demo import CHECKPOINT
 from luq_gguf.manifest import versions
 
 OPTIONS = ("--calib", "shapes", "--low-layers", "2", "--low-type", "Q2_K", "--samples", "24", "--threads", "1")
+STAGES = (
+    "before the analysis", "in the pictures", "in the layers", "analyzed", "quantizing or later", "finished",
+)  # fmt: skip
 UNLIKE = {"manifest.json"}
 """It holds seconds and times of change."""
 
@@ -106,6 +109,17 @@ def run(model: Path, moments: int, seed: int, scratch: Path) -> dict[str, Any]:
     return {"moments": moments, "seed": seed, "undisturbed_seconds": round(seconds, 1), "stages": dict(stages)}
 
 
+def format_markdown(found: dict[str, Any]) -> str:
+    """The table of BENCHMARKS.md."""
+    stages = [stage for stage in STAGES if stage in found["stages"]]
+    rows = [
+        ("killed", *stages, "files that differ afterwards"),
+        ("---",) * (len(stages) + 2),
+        (f"{found['moments']} times", *(str(found["stages"][stage]) for stage in stages), str(found["differences"])),
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--moments", type=int, default=30)
@@ -117,8 +131,9 @@ def main() -> None:
         found = run(options.model, options.moments, options.seed, Path(scratch))
     command = f"python benchmarks/kill_conversions.py --moments {options.moments} --seed {options.seed}"
     about = {"command": command, "options": OPTIONS, "versions": versions(), "machine": platform.machine()}
-    options.json.write_text(json.dumps({**about, **found, "differences": 0}, indent=2) + "\n")
-    print(found)
+    content = {**about, **found, "differences": 0}
+    options.json.write_text(json.dumps(content, indent=2) + "\n")
+    print(format_markdown(content))
 
 
 if __name__ == "__main__":
