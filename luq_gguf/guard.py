@@ -20,7 +20,7 @@ from luq_gguf.children import child_environment
 INTERRUPTED = 130
 FAILED = 101
 """The child's exit code where it said itself what failed; 1 is that of libraries that give up without our word."""
-PATIENCE = 1.5
+PATIENCE = 1.0
 """Seconds that an interrupted child may take to say what it keeps."""
 OWNER = "LUQ_GGUF_OWNER"
 """Tells the child the file descriptor that closes when its owner ends."""
