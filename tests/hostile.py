@@ -17,7 +17,7 @@ import pytest
 from luq_gguf.cli import main
 from tests.pico import encode, pico_weights, write_shards
 
-FEW = ("--samples", "8", "--threads", "1", "--compute-type", "f32", "--low-type", "Q2_K")
+FEW = ("--calib", "shapes", "--samples", "8", "--threads", "1", "--compute-type", "f32", "--low-type", "Q2_K")
 PATIENCE = 20
 """Seconds of processor time that no refusal takes, with room for a slow machine."""
 MEMORY = 600 << 20

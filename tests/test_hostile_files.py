@@ -20,7 +20,7 @@ from luq_gguf.gguf_file import GGUFFile
 from tests.ggufs import write_imatrix
 from tests.hostile import FEW, assert_nothing_made, assert_refused, change_json, run, weights
 from tests.pico import build_pico, pico_shapes
-from tests.program import listing
+from tests.program import QUICK, listing
 
 Change = Callable[[Path], object]
 
@@ -70,7 +70,7 @@ def test_a_bad_image_is_named_with_its_row(pico_checkpoint: Path, tmp_path: Path
     (tmp_path / "picture.png").write_bytes(BAD_IMAGES[case])
     rows = [{"image": "picture.png", "question": "What?", "answer": "a"}] + [{"text": f"text {n}"} for n in range(8)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    arguments = ("convert", pico_checkpoint, "--out", tmp_path / "out", "--calib", tmp_path / "rows.jsonl", *FEW)
+    arguments = ("convert", pico_checkpoint, "--out", tmp_path / "out", *FEW, "--calib", tmp_path / "rows.jsonl")
     assert_refused(capfd, arguments, "rows.jsonl", "picture.png")
     assert_nothing_made(tmp_path / "out")
 
@@ -81,7 +81,7 @@ def test_an_image_that_is_no_file_is_named(pico_checkpoint: Path, tmp_path: Path
     {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path), "device": lambda: path.symlink_to("/dev/zero")}[kind]()
     rows = [{"image": "picture.png", "question": "What?", "answer": "a"}] + [{"text": f"text {n}"} for n in range(8)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    arguments = ("convert", pico_checkpoint, "--out", tmp_path / "out", "--calib", tmp_path / "rows.jsonl", *FEW)
+    arguments = ("convert", pico_checkpoint, "--out", tmp_path / "out", *FEW, "--calib", tmp_path / "rows.jsonl")
     assert_refused(capfd, arguments, "rows.jsonl", "picture.png")
 
 
@@ -129,7 +129,7 @@ EDGES: dict[str, Callable[[dict[str, np.ndarray]], object]] = {
 def test_weights_at_the_edge_are_converted(tmp_path: Path, capfd, case: str, low_type: str) -> None:
     model = build_pico(tmp_path / "pico")
     weights(EDGES[case])(model)
-    arguments = ("--samples", 8, "--threads", 1, "--compute-type", "f32", "--low-type", low_type, "--low-layers", 1)
+    arguments = (*FEW, "--low-type", low_type, "--low-layers", 1)
     code, out, err = run(capfd, "convert", model, "--out", tmp_path / "out", *arguments, "--order", "depth", "--json")
     assert code == 0, err
     found = GGUFFile.open(Path(json.loads(out)["model"]))
@@ -310,12 +310,12 @@ def test_parts_and_importance_of_another_checkpoint_are_not_used(
         (narrow / name).unlink()
     model = next(narrow.glob("*LUQ*.gguf"))
     model.unlink()
-    arguments = ("convert", pico_checkpoint, "--out", narrow, "--low-layers", 1, "--low-type", "Q2_K", "--samples", 10)
-    assert_refused(capfd, (*arguments, "--threads", 1), "part")
+    arguments = ("convert", pico_checkpoint, "--out", narrow, "--low-layers", 1, *QUICK)
+    assert_refused(capfd, arguments, "part")
     assert not model.exists()
     analysis = next((narrow / ".work").glob("analysis-*"))
     change_json("scores.json", checkpoint="f" * 64)(analysis)
-    assert_refused(capfd, (*arguments, "--threads", 1), analysis.name, "another checkpoint")
+    assert_refused(capfd, arguments, analysis.name, "another checkpoint")
 
 
 def bad_gguf(change: Callable[[bytearray], object]) -> Change:
