@@ -232,13 +232,13 @@ class _Pass:
 
         Which pictures go through it together does not depend on what an earlier run had done.
         """
-        keys = {s.id: hashlib.sha256(repr(s.grid).encode() + s.image.tobytes()).hexdigest() for s in samples if s.image}
-        pictures = {keys[sample.id]: sample for sample in samples if sample.image}
+        keys = {s.id: hashlib.sha256(f"{s.grid} {s.picture.key}".encode()).hexdigest() for s in samples if s.picture}
+        pictures = {keys[sample.id]: sample for sample in samples if sample.picture}
         groups = [(hashlib.sha256("".join(group).encode()).hexdigest(), group) for group in group_pictures(pictures)]
         features = {name: rows for name, _ in groups if (rows := self.kept.features(name)) is not None}
         missing = [(name, group) for name, group in groups if name not in features]
-        images = {keys[sample.id]: sample.image for sample in samples if sample.image}
-        patches = ([patchify(images[key], self.family) for key in group] for _, group in missing)
+        images = {keys[sample.id]: sample.picture for sample in samples if sample.picture}
+        patches = ([patchify(images[key].read(), self.family) for key in group] for _, group in missing)
         for (name, group), rows in zip(missing, self.modules.image_features(patches) if missing else (), strict=True):
             self._require_finite(rows, [pictures[key].id for key in group])
             features[name] = rows
@@ -396,7 +396,7 @@ def group_pictures(pictures: Mapping[str, TokenizedSample]) -> list[list[str]]:
 
 def _without_images(samples: Iterable[TokenizedSample]) -> list[TokenizedSample]:
     """The same samples, whose images have become features and need no memory any more."""
-    return [replace(sample, image=None) for sample in samples]
+    return [replace(sample, picture=None) for sample in samples]
 
 
 def _as_tensor(row: NDArray[np.float64]) -> torch.Tensor:

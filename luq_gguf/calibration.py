@@ -10,11 +10,13 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol, TypeVar
 
-from luq_gguf.calibration_files import KNOWN, read_rows
-from luq_gguf.calibration_rows import HINT
+from luq_gguf.calibration_files import KNOWN, read_drafts
+from luq_gguf.calibration_images import Looker
+from luq_gguf.calibration_rows import HINT, Draft
 from luq_gguf.calibration_set import built_in_samples
 from luq_gguf.demo import FRESH_SEED
 from luq_gguf.demo.scenes import draw_scene, make_scene, talk_about, talk_without_picture
@@ -32,6 +34,34 @@ with odds of about 1 in 100; the scenes that it is judged by begin at 1e9, where
 GENERAL, SHAPES = "general", "shapes"
 REASONS = 5
 """So many of the rows that were left out say why."""
+MANY = 100
+"""Looking at fewer images is not worth a bar."""
+
+
+class _Ranked(Protocol):
+    @property
+    def id(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+
+
+RankedT = TypeVar("RankedT", bound=_Ranked)
+
+
+@dataclass
+class _LeftOut:
+    """Raises the first error of a row, or counts them and keeps the first reasons."""
+
+    skip_bad: bool
+    count: int = 0
+    reasons: list[str] = field(default_factory=list)
+
+    def add(self, error: CalibrationError) -> None:
+        if not self.skip_bad:
+            raise error
+        self.count += 1
+        if len(self.reasons) < REASONS:
+            self.reasons.append(error.message)
 
 
 def load_calibration(
@@ -45,53 +75,72 @@ def load_calibration(
 ) -> CalibrationSet:
     """Read a file or folder, or take a shipped set (None stands for `general`); `samples` takes a seeded subset.
 
-    Held out are a share of the samples of each kind that have an answer, chosen by `seed` and content alone. Raises
-    CalibrationError with file and line of the first row that cannot be used (with `skip_bad` it is left out
-    and counted), and where nothing is left.
+    Held out are a share of the samples of each kind that have an answer, chosen by `seed` and content alone. Images
+    are looked at for the samples that are taken only. Raises CalibrationError with file and line of the first row that
+    cannot be used (with `skip_bad` it is left out and counted, and another takes its place), and where nothing is left.
     """
-    shipped = SHIPPED.get(str(source or GENERAL))
-    reasons: list[str] = []
-    if shipped is not None and not Path(str(source)).exists():
-        found, name = shipped(), f"luq_gguf {source or GENERAL}"
+    left_out = _LeftOut(skip_bad)
+    shipped = _shipped_set(source)
+    if shipped is not None:
+        drafts, name = [Draft(sample) for sample in SHIPPED[shipped]()], f"luq_gguf {shipped}"
     else:
         path = Path(str(source))
-        found, name = _read(path, reasons, skip_bad=skip_bad, progress=progress), path.name
-    chosen = _choose(found, samples, seed)
+        drafts, name = _read(path, left_out, progress), path.name
+    chosen = _finish(drafts, samples, seed, left_out, progress)
     if not chosen:
-        first = f" ({reasons[0]})" if reasons else ""
+        first = f" ({left_out.reasons[0]})" if left_out.reasons else ""
         raise CalibrationError(f"{source or GENERAL} holds no sample that can be used{first}", hint=HINT)
     out = {sample.id for sample in _held_out(chosen, held_out_share)}
     kept = tuple(sample for sample in chosen if sample.id not in out)
     held_out = tuple(sample for sample in chosen if sample.id in out)
     return CalibrationSet(
-        name, kept, held_out, _digest(kept, held_out), len(reasons), tuple(reasons[:REASONS]), skip_bad=skip_bad
+        name, kept, held_out, _digest(kept, held_out), left_out.count, tuple(left_out.reasons), skip_bad=skip_bad
     )
 
 
-def _read(path: Path, reasons: list[str], *, skip_bad: bool, progress: Progress) -> list[Sample]:
-    """The samples of a file or folder; what is wrong with the others goes to `reasons`."""
+def _shipped_set(source: str | Path | None) -> str | None:
+    """The name of the shipped set that is meant; a file or folder of that name goes before it."""
+    if source is None:
+        return GENERAL
+    return str(source) if str(source) in SHIPPED and not Path(source).exists() else None
+
+
+def _read(path: Path, left_out: _LeftOut, progress: Progress) -> list[Draft]:
+    """The rows of a file or folder under ids of their own, their images not looked at."""
     if not path.exists():
         shipped = " or ".join(SHIPPED)
         raise CalibrationError(f"{path} does not exist", hint=f"give {KNOWN}, or the name {shipped}")
-    rows = list(read_rows(path))
-    samples: list[Sample] = []
+    drafts: list[Draft] = []
     seen: Counter[str] = Counter()
-    for number, row in enumerate(rows):
-        progress("read samples", number, len(rows))
-        try:
-            if isinstance(row, CalibrationError):
-                raise row
-            sample = row.sample()
-        except CalibrationError as error:
-            if not skip_bad:
-                raise
-            reasons.append(error.message)
+    for row in read_drafts(path, progress):
+        if isinstance(row, CalibrationError):
+            left_out.add(row)
             continue
-        seen[sample.id] += 1
-        again = seen[sample.id]
-        samples.append(sample if again == 1 else replace(sample, id=f"{sample.id}-{again}"))
-    progress("read samples", len(rows), len(rows))
-    return samples
+        seen[row.id] += 1
+        drafts.append(row if seen[row.id] == 1 else row.named(f"{row.id}-{seen[row.id]}"))
+    return drafts
+
+
+def _finish(drafts: list[Draft], count: int | None, seed: int, left_out: _LeftOut, progress: Progress) -> list[Sample]:
+    """The samples that are taken, with their pictures; one whose picture cannot be read gives way to another."""
+    looker, samples = Looker(), dict[str, Sample]()
+    while True:
+        chosen = _choose(drafts, count, seed)
+        new = {draft.id for draft in chosen} - samples.keys()
+        bad = set()
+        for number, draft in enumerate(draft for draft in drafts if draft.id in new):
+            if len(new) >= MANY:
+                progress("check images", number, len(new))
+            try:
+                samples[draft.id] = draft.finish(looker)
+            except CalibrationError as error:
+                left_out.add(error)
+                bad.add(draft.id)
+        if len(new) >= MANY:
+            progress("check images", len(new), len(new))
+        if not bad:
+            return [samples[draft.id] for draft in chosen]
+        drafts = [draft for draft in drafts if draft.id not in bad]
 
 
 def draw_samples() -> list[Sample]:
@@ -112,7 +161,7 @@ def draw_samples() -> list[Sample]:
 SHIPPED: dict[str, Callable[[], list[Sample]]] = {GENERAL: built_in_samples, SHAPES: draw_samples}
 
 
-def _choose(found: Iterable[Sample], count: int | None, seed: int) -> list[Sample]:
+def _choose(found: Iterable[RankedT], count: int | None, seed: int) -> list[RankedT]:
     """All samples, or a seeded choice with the same share of each kind, in an order of their own."""
     ranked = sorted(found, key=lambda sample: _rank(sample, seed))
     if count is None or count >= len(ranked):
@@ -152,7 +201,7 @@ def _by_picture(samples: Sequence[Sample]) -> list[list[Sample]]:
     return list(groups.values()) if len(groups) > 1 else [[sample] for sample in samples]
 
 
-def _rank(sample: Sample, seed: int) -> bytes:
+def _rank(sample: _Ranked, seed: int) -> bytes:
     return hashlib.sha256(f"{seed}\n{sample.id}".encode()).digest()
 
 

@@ -1,41 +1,38 @@
-"""Calibration data on disk -> rows: JSONL, LLaVA's JSON, VLMEvalKit's TSV, parquet, a folder of images.
+"""Calibration data on disk -> drafts of samples: chooses the reader of a file's form, and reads folders itself.
 
-Every row carries its place. Memory is bounded by one row, for JSON by the file and for tables with
-images in them by what is kept of those. Knows nothing of samples beyond what `calibration_rows` makes.
+Only regular files are opened; what is wrong with a row comes as an error in its place.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import csv
-import json
+import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
-from luq_gguf.calibration_rows import HINT, KEYS, Row
+from luq_gguf.calibration_json import MAX_ROW, Found, read_json, read_lines
+from luq_gguf.calibration_parquet import read_parquet
+from luq_gguf.calibration_rows import DESCRIBE, draft_of
+from luq_gguf.calibration_tables import read_table
 from luq_gguf.errors import CalibrationError
-from luq_gguf.small_files import parse_json, require_regular
+from luq_gguf.progress import Progress, silent
+from luq_gguf.small_files import MIB, read_small, require_regular
 
-MIB = 1 << 20
-MAX_LINE = 64 * MIB
-"""Bytes of a row with an image in it, at most."""
-MAX_JSON = 256 * MIB
-IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}
-OPTIONS = "ABCDEFGHIJ"
-REFERENCE = 64
-"""A shorter text in a table's image column names the row whose image is meant."""
-DESCRIBE = "Describe this image."
-BATCH = 16
+IMAGES = {
+    ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm", ".tga", ".ico",
+}  # fmt: skip
 KNOWN = "JSONL (.jsonl), LLaVA's JSON (.json), a table (.tsv, .csv), parquet (.parquet), or a folder of images"
+LONG = 16 * MIB
+"""Reading a smaller file is not worth a bar."""
+READERS: dict[str, Callable[[Path, BinaryIO], Found]] = {
+    ".jsonl": read_lines, ".ndjson": read_lines, ".json": read_json, ".tsv": read_table, ".csv": read_table,
+    ".parquet": read_parquet,
+}  # fmt: skip
 
-Place = tuple[str, Row | CalibrationError]
-"""Where a row stands, and the row or what is wrong with it."""
 
-
-def read_rows(source: Path) -> Iterator[Row | CalibrationError]:
-    """All rows of a file or folder; one that cannot be parsed comes as its error.
+def read_drafts(source: Path, progress: Progress = silent) -> Found:
+    """All rows of a file or folder; one that cannot be used comes as its error.
 
     Raises CalibrationError where the whole cannot be read.
     """
@@ -46,160 +43,65 @@ def read_rows(source: Path) -> Iterator[Row | CalibrationError]:
     if reader is None:
         raise CalibrationError(f"{source} is of no known form", hint=f"give {KNOWN}")
     try:
-        require_regular(source)
-        yield from reader(source)
+        size = require_regular(source)
+        with source.open("rb") as handle:
+            yield from _with_progress(reader(source, handle), handle, size, progress)
     except OSError as error:
         raise CalibrationError(f"cannot read {source}: {error.strerror or error}", hint=f"give {KNOWN}") from error
-    except UnicodeDecodeError as error:
-        raise CalibrationError(f"{source} is not UTF-8: {error.reason}", hint="save it as UTF-8") from error
 
 
-def _jsonl(path: Path) -> Iterator[Row | CalibrationError]:
-    with path.open(encoding="utf-8-sig") as handle:
-        number = 0
-        while line := handle.readline(MAX_LINE):
-            number += 1
-            if len(line) == MAX_LINE and not line.endswith("\n"):
-                raise CalibrationError(f"{path}:{number} has more than {MAX_LINE:,} characters", hint=HINT)
-            if line.strip():
-                yield _parsed(path, f"{path}:{number}", line)
+def _with_progress(found: Found, handle: BinaryIO, size: int, progress: Progress) -> Found:
+    """The same, told in MiB while a long file is read."""
+    told = -1
+    for row in found:
+        yield row
+        if size >= LONG and (reached := min(handle.tell(), size) // MIB) > told:
+            told = reached
+            progress("read MiB", told, size // MIB)
+    if size >= LONG:
+        progress("read MiB", size // MIB, size // MIB)
 
 
-def _parsed(path: Path, where: str, line: str) -> Row | CalibrationError:
-    try:
-        content = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return CalibrationError(f"{where} is no JSON: {error}", hint=HINT)
-    return _row(path, where, content)
-
-
-def _row(path: Path, where: str, content: object) -> Row | CalibrationError:
-    if not isinstance(content, dict):
-        return CalibrationError(f"{where} is no object", hint=HINT)
-    return Row(content, where, path.parent)
-
-
-def _json(path: Path) -> Iterator[Row | CalibrationError]:
-    """A list of rows, as LLaVA's instruction data come."""
-    if (size := require_regular(path)) > MAX_JSON:
-        raise CalibrationError(
-            f"{path} has {size:,} bytes, of JSON at most {MAX_JSON:,} are read", hint="write it as JSONL, a row a line"
-        )
-    try:
-        content = parse_json(path.read_bytes())
-    except UnicodeDecodeError:
-        raise
-    except ValueError as error:
-        raise CalibrationError(f"{path} is no JSON: {error}", hint=HINT) from error
-    if not isinstance(content, list):
-        raise CalibrationError(f"{path} is no list of rows", hint=HINT)
-    for number, row in enumerate(content, start=1):
-        yield _row(path, f"{path}, row {number}", row)
-
-
-def _table(path: Path) -> Iterator[Row | CalibrationError]:
-    """VLMEvalKit's form: a header, then rows with index, image in base64 or image_path, question, A to J, answer."""
-    csv.field_size_limit(MAX_LINE)
-    images: dict[str, bytes] = {}
-    with path.open(encoding="utf-8-sig", newline="") as handle:
-        reader = csv.DictReader(handle, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", restkey="rest")
-        try:
-            for values in reader:
-                where = f"{path}:{reader.line_num}"
-                try:
-                    content = _from_table(where, values, images)
-                except CalibrationError as error:
-                    yield error
-                else:
-                    yield Row(content, where, path.parent)
-        except csv.Error as error:
-            raise CalibrationError(f"{path}:{reader.line_num} is no row of a table: {error}", hint=HINT) from error
-
-
-def _from_table(where: str, values: dict[str, Any], images: dict[str, bytes]) -> dict[str, Any]:
-    if "rest" in values:
-        raise CalibrationError(f"{where} has more columns than the header", hint="quote tabs and line breaks")
-    given = {name: value for name, value in values.items() if value}
-    content: dict[str, Any] = {key: given[key] for key in ("question", "answer", "text") if key in given}
-    options = [f"{letter}. {given[letter]}" for letter in OPTIONS if letter in given]
-    if options and "question" in content:
-        hint = [f"Hint: {given['hint']}"] if "hint" in given else []
-        lines = [*hint, f"Question: {content['question']}", "Options:", *options]
-        content["question"] = "\n".join([*lines, "Please select the correct answer from the options above."])
-    if image := given.get("image"):
-        content["image"] = _image_of_table(where, image, images)
-        if index := given.get("index"):
-            images[index] = content["image"]
-    elif path := given.get("image_path"):
-        content["image"] = path
-    return content
-
-
-def _image_of_table(where: str, value: str, images: dict[str, bytes]) -> bytes:
-    if len(value) <= REFERENCE:
-        if value not in images:
-            raise CalibrationError(f"{where}: no row before has the index {value!r}", hint="put that row first")
-        return images[value]
-    try:
-        return base64.b64decode(value, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise CalibrationError(f"{where}: its image is no base64: {error}", hint="export the table again") from error
-
-
-def _parquet(path: Path) -> Iterator[Row | CalibrationError]:
-    """The form of the hub's data sets, some rows at a time."""
-    import pyarrow
-    from pyarrow import parquet
-
-    number = 0
-    try:
-        with parquet.ParquetFile(path) as file:
-            columns = [name for name in file.schema_arrow.names if name in KEYS]
-            if not columns:
-                raise CalibrationError(f"{path} has none of the columns {', '.join(KEYS)}", hint=HINT)
-            for batch in file.iter_batches(batch_size=BATCH, columns=columns):
-                for content in batch.to_pylist():
-                    number += 1
-                    yield Row(content, f"{path}, row {number}", path.parent)
-    except (pyarrow.ArrowException, ValueError) as error:
-        what = " ".join(str(error).split())
-        raise CalibrationError(f"{path} is no parquet file that can be read: {what}", hint="export it again") from error
-
-
-def _folder(source: Path) -> Iterator[Row | CalibrationError]:
+def _folder(source: Path) -> Found:
     """Images, each with a description in a .txt of its name where there is one; other .txt are texts."""
-    found = sorted(path for path in source.rglob("*") if not any(part.startswith(".") for part in path.parts[1:]))
-    files = {path for path in found if path.is_file()}
-    images = [path for path in found if path in files and path.suffix.lower() in IMAGES]
-    described = {path.with_suffix(".txt") for path in images} & files
+    files = list(_files(source))
+    images = [path for path in files if path.suffix.lower() in IMAGES]
+    texts = {path for path in files if path.suffix.lower() == ".txt"}
+    described = {path: text for path in images if (text := path.with_suffix(".txt")) in texts}
     for path in images:
-        yield from _described(source, path, path.with_suffix(".txt") if path.with_suffix(".txt") in described else None)
-    for path in found:
-        if path.suffix.lower() == ".txt" and path in files - described:
-            yield _with_text(source, path, lambda text: {"text": text})
+        asked = {"image": str(path.relative_to(source)), "question": DESCRIBE}
+        description = described.get(path)
+        answer = None if description is None else _text(source, description)
+        yield (
+            answer if isinstance(answer, CalibrationError) else draft_of(asked | {"answer": answer}, str(path), source)
+        )
+    for path in sorted(texts - set(described.values())):
+        content = _text(source, path)
+        yield content if isinstance(content, CalibrationError) else draft_of({"text": content}, str(path), source)
 
 
-def _described(source: Path, image: Path, description: Path | None) -> Iterator[Row | CalibrationError]:
-    asked = {"image": str(image.relative_to(source)), "question": DESCRIBE}
-    if description is None:
-        yield Row(asked, str(image), source)
-    else:
-        yield _with_text(source, description, lambda text: {**asked, "answer": text})
+def _files(source: Path) -> Iterator[Path]:
+    """All files that are not hidden, nor in hidden folders, in order; links to folders are not followed."""
+    for home, folders, names in os.walk(source, onerror=partial(_unreadable, source)):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith(".") and ((path := Path(home) / name).is_file() or path.is_symlink()):
+                yield path
 
 
-def _with_text(source: Path, path: Path, row: Callable[[str], dict[str, Any]]) -> Row | CalibrationError:
+def _unreadable(source: Path, error: OSError) -> None:
+    what = f"cannot read {error.filename or source}: {error.strerror}"
+    raise CalibrationError(what, hint="give yourself the right to read it, or take it out of the folder") from error
+
+
+def _text(source: Path, path: Path) -> str | CalibrationError:
+    """The text of a file below a folder, or why it has none."""
     try:
         if not path.resolve().is_relative_to(source.resolve()):
             return CalibrationError(f"{path} leads out of the folder", hint="put a copy in its place")
-        if (size := require_regular(path)) > MAX_LINE:
-            return CalibrationError(f"{path} has {size:,} bytes", hint=f"cut it below {MAX_LINE:,} bytes")
-        return Row(row(path.read_text(encoding="utf-8-sig").strip()), str(path), source)
-    except OSError as error:
-        return CalibrationError(f"cannot read {path}: {error.strerror}", hint="take it out of the folder")
+        return read_small(path, MAX_ROW).decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
         return CalibrationError(f"{path} is not UTF-8: {error.reason}", hint="save it as UTF-8")
-
-
-READERS: dict[str, Callable[[Path], Iterator[Row | CalibrationError]]] = {
-    ".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".tsv": _table, ".csv": _table, ".parquet": _parquet,
-}  # fmt: skip
+    except (OSError, RuntimeError) as error:
+        what = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        return CalibrationError(f"cannot read {path}: {what}", hint="take it out of the folder")

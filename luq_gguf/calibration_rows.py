@@ -1,159 +1,237 @@
-"""One row of calibration data, in any of the common forms -> a sample.
+"""One row of calibration data -> a sample whose image has not been looked at yet.
 
-A row is a JSON object, a line of a table or an entry of a parquet file with some of KEYS; it knows where
-it stands. Knows nothing of files, but for the images that a row names.
+Takes a row's values as JSON or parquet gives them, whatever file it stood in. Knows the forms of questions with
+answers, of LLaVA's conversations, of chat messages, of the hub's `texts`, of descriptions and plain texts.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from luq_gguf.calibration_images import Looker, StoredImage, image_below
 from luq_gguf.errors import CalibrationError, ImageError
-from luq_gguf.images import Picture, load_image
 from luq_gguf.samples import Sample
 
-KEYS = ("image", "images", "question", "answer", "answers", "text", "conversations", "messages")
+TALKS = ("conversations", "messages", "texts")
+DESCRIPTIONS = ("text", "caption")
+KEYS = ("image", "images", "question", "answer", "answers", *DESCRIPTIONS, *TALKS)
 FORMS = '{"image", "question", "answer"}, {"question", "answer"}, {"text"} or {"image", "conversations"}'
 HINT = f"write rows like {FORMS}"
-ASKING, ANSWERING = {"human", "user"}, {"gpt", "assistant"}
+ONE_IMAGE = "take rows with one image"
+ASKING, ANSWERING = {"human", "user"}, {"gpt", "assistant", "model"}
 MARKER = "<image>"
 """What LLaVA's data put where the image stands; chat templates have marks of their own."""
+DESCRIBE = "Describe this image."
+SHOWN_KEYS, SHOWN_NAME = 20, 40
+
+Turns = list[tuple[str, str | None]]
 
 
 @dataclass(frozen=True)
-class Row:
-    """What one row holds: its known values, where it stands, and the folder below which its images lie."""
+class Draft:
+    """A sample that may lack its picture yet; its id follows from what the row says, not from where it stands."""
 
-    content: Mapping[str, Any]
-    where: str
-    folder: Path
+    sample: Sample
+    image: StoredImage | None = None
 
-    def sample(self) -> Sample:
-        """The sample of this row; raises CalibrationError with its place where it cannot be used."""
-        known = {key: value for key in KEYS if not _is_empty(value := self.content.get(key))}
-        if "text" in known:
-            if len(known) > 1:
-                raise self.wrong(f"has the keys {sorted(known)}")
-            return self._named(Sample("", text=self._text("text", known["text"])))
-        turns = self._turns(known)
-        question, answer = turns[-1]
-        picture = self._picture(known)
-        earlier = tuple((asked, said) for asked, said in turns[:-1] if said is not None)
-        return self._named(Sample("", question, answer, picture, turns=earlier))
+    @property
+    def id(self) -> str:
+        """The sample's."""
+        return self.sample.id
 
-    def wrong(self, what: str, hint: str = HINT) -> CalibrationError:
-        """The error for this row."""
-        return CalibrationError(f"{self.where}: {what}", hint=hint)
+    @property
+    def kind(self) -> str:
+        """The kind of the sample that it becomes."""
+        return "image" if self.image is not None else self.sample.kind
 
-    def _named(self, sample: Sample) -> Sample:
-        key = sample.picture.key if sample.picture else None
-        content = json.dumps([sample.turns, sample.question, sample.answer, sample.text, key])
-        name = hashlib.sha256(content.encode()).hexdigest()[:16]
-        return Sample(
-            name, sample.question, sample.answer, sample.picture, sample.text, turns=sample.turns, origin=self.where
-        )
+    def named(self, name: str) -> Draft:
+        """The same under another id."""
+        return replace(self, sample=replace(self.sample, id=name))
 
-    def _turns(self, known: Mapping[str, Any]) -> list[tuple[str, str | None]]:
-        """Questions and answers, the last answer perhaps missing."""
-        given = [key for key in ("question", "conversations", "messages") if key in known]
-        if len(given) != 1:
-            raise self.wrong(f"has the keys {sorted(known)}")
-        if given != ["question"]:
-            return self._conversation(known[given[0]])
-        answer = known.get("answer", known.get("answers"))
-        if isinstance(answer, list):
-            answer = answer[0]
-        said = None if answer is None else self._text("answer", answer)
-        return [(self._text("question", known["question"]), said)]
-
-    def _conversation(self, messages: object) -> list[tuple[str, str | None]]:
-        """Questions and answers that take turns; a system message gives way to the template's own."""
-        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-            raise self.wrong("its conversation is no list of messages")
-        said = [(str(m.get("from", m.get("role"))), m.get("value", m.get("content"))) for m in messages]
-        if said and said[0][0] == "system":
-            said = said[1:]
-        turns: list[tuple[str, str | None]] = []
-        for number, (speaker, value) in enumerate(said):
-            if speaker not in (ANSWERING if number % 2 else ASKING):
-                raise self.wrong(f"message {number + 1} is from {speaker[:40]!r}: question and answer must take turns")
-            text = self._text(f"message {number + 1}", self._plain(value))
-            if number % 2:
-                turns[-1] = (turns[-1][0], text)
-            else:
-                turns.append((text, None))
-        if not turns:
-            raise self.wrong("its conversation is empty")
-        return turns
-
-    def _plain(self, value: object) -> object:
-        """The text of a message, without the place of its image; parts of a message are put together."""
-        if isinstance(value, list):
-            parts = [part.get("text") for part in value if isinstance(part, dict) and part.get("type") == "text"]
-            value = "\n".join(part for part in parts if isinstance(part, str))
-        if not isinstance(value, str):
-            return value
-        if value.count(MARKER) > 1:
-            raise self.wrong("has more than one image", "take rows with one image")
-        return value.replace(MARKER, "").strip()
-
-    def _text(self, what: str, value: object) -> str:
-        """Text that is not blank, without halves of surrogate pairs, which no tokenizer takes."""
-        sound = isinstance(value, str) and value.strip() and not any("\ud800" <= one <= "\udfff" for one in value)
-        if not isinstance(value, str) or not sound:
-            raise self.wrong(f"{what} is no text")
-        return value
-
-    def _picture(self, known: Mapping[str, Any]) -> Picture | None:
-        image = known.get("image", known.get("images"))
-        if isinstance(image, list):
-            if len(image) > 1:
-                raise self.wrong(f"has {len(image)} images", "take rows with one image")
-            image = image[0]
-        if isinstance(image, dict):  # how the datasets library stores an image
-            image = image.get("bytes") or image.get("path")
-        if image is None:
-            return None
+    def finish(self, looker: Looker) -> Sample:
+        """The sample with its picture; raises CalibrationError, with the row's place, where that cannot be read."""
+        if self.image is None:
+            return self.sample
         try:
-            if isinstance(image, bytes):
-                return embedded_picture(image, "its image")
-            return stored_picture(self.folder, self._text("image", image))
-        except ImageError as error:
-            raise ImageError(f"{self.where}: {error.message}", path=error.path, hint=error.hint) from error
+            return replace(self.sample, picture=looker.picture(self.image))
         except CalibrationError as error:
-            raise error if error.message.startswith(self.where) else self.wrong(error.message, error.hint) from error
+            raise located(self.sample.origin, error) from error
+
+
+def located(where: str, error: CalibrationError) -> CalibrationError:
+    """The same error with the place of the row before it."""
+    message = f"{where}: {error.message}"
+    if isinstance(error, ImageError):
+        return ImageError(message, path=error.path, hint=error.hint)
+    return CalibrationError(message, hint=error.hint)
+
+
+def draft_of(content: object, where: str, folder: Path) -> Draft | CalibrationError:
+    """The draft of a row whose image paths begin in `folder`, or what is wrong with the row."""
+    try:
+        if not isinstance(content, Mapping):
+            raise CalibrationError("is no object", hint=HINT)
+        return _draft(content, where, folder)
+    except CalibrationError as error:
+        return located(where, error)
+
+
+def _draft(content: Mapping[str, Any], where: str, folder: Path) -> Draft:
+    known = {key: value for key in KEYS if not _is_empty(value := content.get(key))}
+    image = _image([known.pop(key) for key in ("image", "images") if key in known], folder)
+    said = [key for key in ("question", *DESCRIPTIONS, *TALKS) if key in known]
+    if len(said) != 1 or (said != ["question"] and len(known) != 1):
+        raise CalibrationError(f"has the keys {sorted(map(str, content))[:SHOWN_KEYS]}", hint=HINT)
+    form, value = said[0], known[said[0]]
+    if form in DESCRIPTIONS and image is None:
+        return _identified(Sample("", text=text_of(form, value), origin=where), None)
+    if form in DESCRIPTIONS:
+        turns: Turns = [(DESCRIBE, text_of(form, value[0] if isinstance(value, list) else value))]
+    elif form == "question":
+        turns = [(text_of("question", value), _answer(known.get("answer", known.get("answers"))))]
+    elif form == "texts":
+        turns = _pairs(value)
+    else:
+        turns, image = _conversation(value, image, folder)
+    *before, (question, answer) = _without_marker(turns, image)
+    earlier = tuple((asked, said or "") for asked, said in before)
+    return _identified(Sample("", question, answer, turns=earlier, origin=where), image)
+
+
+def _identified(sample: Sample, image: StoredImage | None) -> Draft:
+    identity = image.identity if image else None
+    content = json.dumps([sample.turns, sample.question, sample.answer, sample.text, identity])
+    return Draft(replace(sample, id=hashlib.sha256(content.encode()).hexdigest()[:16]), image)
 
 
 def _is_empty(value: object) -> bool:
-    return value is None or (isinstance(value, Sequence) and len(value) == 0 and not isinstance(value, str))
+    return value is None or (isinstance(value, list | tuple) and not value)
 
 
-def embedded_picture(data: bytes, name: str) -> Picture:
-    """An image that came within a row, kept encoded; raises ImageError where it cannot be read."""
-    load_image(data, name)
-    return Picture(name, hashlib.sha256(data).hexdigest(), lambda: load_image(data, name))
-
-
-def stored_picture(folder: Path, name: str) -> Picture:
-    """An image below a folder, read once to see that it can be, and again when it is needed.
-
-    Raises ImageError where it cannot, CalibrationError where its path leads out of the folder.
-    """
-    if "://" in name[:12]:
-        raise CalibrationError(f"{name[:80]} is an address", hint="download the image and name its file")
-    home = folder.resolve()
+def text_of(what: str, value: object) -> str:
+    """A text that is not blank, without halves of surrogate pairs, which no tokenizer takes, and NULs."""
+    if not isinstance(value, str) or not value.strip():
+        raise CalibrationError(f"{what} is no text", hint=HINT)
     try:
-        path = (home / name).resolve()
-        if not path.is_relative_to(home):
-            raise CalibrationError(f"{name} leads out of the file's folder", hint="put images beside the file")
-        load_image(path, name)
-        with path.open("rb") as handle:
-            key = hashlib.file_digest(handle, "sha256").hexdigest()
-    except (OSError, ValueError, RuntimeError) as error:  # a path that cannot be resolved
-        raise CalibrationError(f"{name!r} is no path: {error}", hint="give the path of an image") from error
-    return Picture(name, key, lambda: load_image(path, name))
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise CalibrationError(f"{what} is no text that UTF-8 can hold", hint="save it as UTF-8") from error
+    if "\0" in value:
+        raise CalibrationError(f"{what} is no text: it has NUL characters", hint="take those characters out")
+    return value
+
+
+def _answer(value: object) -> str | None:
+    """The answer as text; of several the most frequent, and of those the first."""
+    if isinstance(value, dict):
+        value = value.get("text", value.get("answer"))
+    several = [_one_answer(one) for one in (value if isinstance(value, list) else [value])]
+    given = Counter(one for one in several if one is not None)
+    return given.most_common(1)[0][0] if given else None
+
+
+def _one_answer(value: object) -> str | None:
+    if isinstance(value, dict):
+        value = value.get("answer")
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        value = str(value)
+    return None if value is None or value == "" else text_of("answer", value)
+
+
+def _image(values: list[Any], folder: Path) -> StoredImage | None:
+    """The one image of a row: a path, what a reader of tables took out of it, or the form of the hub's data sets."""
+    found = [one for value in values for one in (value if isinstance(value, list) else [value]) if one is not None]
+    if len(found) > 1:
+        raise CalibrationError(f"has {len(found)} images", hint=ONE_IMAGE)
+    if not found:
+        return None
+    value = found[0]
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path") or value.get("url")
+    if isinstance(value, StoredImage):
+        return value
+    return image_below(folder, text_of("image", value))
+
+
+def _pairs(value: object) -> Turns:
+    """The hub's `texts`: a list of objects with "user" and "assistant"."""
+    if not isinstance(value, list) or not all(isinstance(pair, dict) for pair in value):
+        raise CalibrationError("its texts are no list of questions and answers", hint=HINT)
+    return [(text_of("user", pair.get("user")), text_of("assistant", pair.get("assistant"))) for pair in value]
+
+
+def _conversation(messages: object, image: StoredImage | None, folder: Path) -> tuple[Turns, StoredImage | None]:
+    """Questions and answers that take turns; a system message gives way to the template's own.
+
+    An image may be named within a message's parts.
+    """
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise CalibrationError("its conversation is no list of messages", hint=HINT)
+    said = [(_first(message, "from", "role"), _first(message, "value", "content")) for message in messages]
+    if said and said[0][0] == "system":
+        said = said[1:]
+    turns: Turns = []
+    named: list[Any] = []
+    for number, (speaker, value) in enumerate(said):
+        if speaker not in (ANSWERING if number % 2 else ASKING):
+            who = f"message {number + 1} is from {str(speaker)[:SHOWN_NAME]!r}"
+            raise CalibrationError(f"{who}: question and answer must take turns", hint=HINT)
+        text = text_of(f"message {number + 1}", _plain(value, named))
+        if number % 2:
+            turns[-1] = (turns[-1][0], text)
+        else:
+            turns.append((text, None))
+    if not turns:
+        raise CalibrationError("its conversation is empty", hint=HINT)
+    return turns, _image([image, *named], folder)
+
+
+def _first(message: Mapping[str, Any], *keys: str) -> Any:
+    """The value of the first of the keys that is there; parquet fills the others with nothing."""
+    return next((message[key] for key in keys if message.get(key) is not None), None)
+
+
+def _plain(value: object, named: list[Any]) -> object:
+    """The text of a message; that of parts is put together, with a marker where an image stands."""
+    if not isinstance(value, list):
+        return value
+    lines = []
+    for part in value:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "text":
+            lines.append(part.get("text"))
+        elif kind in ("image", "image_url"):
+            lines.append(MARKER)
+            source = _first(part, "image", "image_url", "path", "url")
+            named.append(source)
+        else:
+            raise CalibrationError(f"has a part of the kind {str(kind)[:SHOWN_NAME]!r}", hint="take texts and images")
+    if not all(isinstance(line, str) for line in lines):
+        raise CalibrationError("has a part without text", hint=HINT)
+    return "\n".join(lines)
+
+
+def _without_marker(turns: Turns, image: StoredImage | None) -> Turns:
+    """The turns without the marker of the image, which belongs to the first question."""
+    asked = [question for question, _ in turns]
+    places = [number for number, question in enumerate(asked) for _ in range(question.count(MARKER))]
+    if image is None:
+        stripped = [question.strip() for question in asked]
+        if any(question.startswith(MARKER) or question.endswith(MARKER) for question in stripped):
+            raise CalibrationError(f"has {MARKER} in a question, but names no image", hint='add its path as "image"')
+        return turns  # where it stands within a question they talk about markup
+    if len(places) > 1:
+        raise CalibrationError("has more than one image", hint=ONE_IMAGE)
+    if places not in ([], [0]):
+        raise CalibrationError("shows its image in a later question", hint="take rows that begin with the image")
+    if not places:
+        return turns
+    question = text_of("its question", asked[0].replace(MARKER, "").strip())
+    return [(question, turns[0][1]), *turns[1:]]

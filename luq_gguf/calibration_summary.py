@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from luq_gguf.artifacts import MODALITIES
+from luq_gguf.calibration import REASONS
+from luq_gguf.calibration_rows import located
 from luq_gguf.checkpoint import Checkpoint
-from luq_gguf.errors import CalibrationError
+from luq_gguf.errors import CalibrationError, ImageError
 from luq_gguf.families.base import Family, ImageGrid
-from luq_gguf.images import fit_to_grid, grid_limits
+from luq_gguf.images import fitted_size, grid_limits
 from luq_gguf.progress import Progress, silent
 from luq_gguf.prompts import PromptMaker
 from luq_gguf.samples import CalibrationSet, Sample
@@ -62,70 +65,86 @@ def summarize_calibration(
     image_tokens: int | None = None,
     progress: Progress = silent,
 ) -> CalibrationSummary:
-    """Count a set, reading every picture once; raises CalibrationError for a sample that the model cannot take."""
-    everything = (*calibration.samples, *calibration.held_out)
+    """Count a set; raises CalibrationError with the place of a sample that cannot be used, unless those are skipped."""
     rule = model[1].image_grid if model else QWEN_GRID
-    sizes, by_picture = _measure_pictures(everything, grid_limits(rule, image_tokens), progress)
-    reasons = list(calibration.skipped_reasons)
     left_out: list[str] = []
+    everything = (*calibration.samples, *calibration.held_out)
+    used, sizes, by_picture = _measure(everything, grid_limits(rule, image_tokens), calibration, left_out, progress)
     if model:
-        tokens = _count_exactly(calibration, everything, model, image_tokens, left_out)
+        used, tokens = _count_exactly(calibration, used, model, image_tokens, left_out)
     else:
-        tokens = _estimate(everything, by_picture)
-    kinds = Counter(sample.kind for sample in everything)
+        tokens = _estimate(used, by_picture)
+    if not used:
+        raise CalibrationError(f"{calibration.name} holds no sample that can be used", hint=left_out[0])
+    ids, kinds = {sample.id for sample in used}, Counter(sample.kind for sample in used)
     return CalibrationSummary(
         name=calibration.name,
         samples={kind: kinds[kind] for kind in ("image", "question", "text")},
-        answered=sum(sample.answer is not None for sample in everything),
-        held_out=len(calibration.held_out),
-        conversations=sum(bool(sample.turns) for sample in everything),
+        answered=sum(sample.answer is not None for sample in used),
+        held_out=sum(sample.id in ids for sample in calibration.held_out),
+        conversations=sum(bool(sample.turns) for sample in used),
         sizes=tuple(sizes.values()),
         picture_tokens=tuple(by_picture.values()),
         tokens=tokens,
         exact=model is not None,
         skipped=calibration.skipped + len(left_out),
-        reasons=tuple([*reasons, *left_out][:5]),
+        reasons=tuple([*calibration.skipped_reasons, *left_out][:REASONS]),
     )
 
 
-def _measure_pictures(
-    samples: tuple[Sample, ...], limits: tuple[int, int, int], progress: Progress
-) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:
-    """Size and image tokens of every distinct picture, by its key."""
-    pictures = {sample.picture.key: sample.picture for sample in samples if sample.picture}
-    sizes, tokens = {}, {}
-    for done, (key, picture) in enumerate(pictures.items()):
-        progress("read pictures", done, len(pictures))
-        image = picture.read()
-        fitted = fit_to_grid(image, *limits)
-        sizes[key], tokens[key] = image.size, (fitted.width // limits[0]) * (fitted.height // limits[0])
-    if pictures:
-        progress("read pictures", len(pictures), len(pictures))
-    return sizes, tokens
+def _measure(
+    samples: Sequence[Sample],
+    limits: tuple[int, int, int],
+    calibration: CalibrationSet,
+    left_out: list[str],
+    progress: Progress,
+) -> tuple[list[Sample], dict[str, tuple[int, int]], dict[str, int]]:
+    """The samples without those whose picture is too narrow; size and image tokens of every distinct picture."""
+    used: list[Sample] = []
+    sizes: dict[str, tuple[int, int]] = {}
+    tokens: dict[str, int] = {}
+    for done, sample in enumerate(samples):
+        if sample.picture is not None and sample.picture.key not in sizes:
+            progress("read pictures", done, len(samples))
+            size = sample.picture.measure()
+            try:
+                width, height = fitted_size(*size, *limits)
+            except ImageError as error:
+                if not calibration.skip_bad:
+                    raise located(sample.origin, error) from error
+                left_out.append(located(sample.origin, error).message)
+                continue
+            sizes[sample.picture.key] = size
+            tokens[sample.picture.key] = (width // limits[0]) * (height // limits[0])
+        used.append(sample)
+    if sizes:
+        progress("read pictures", len(samples), len(samples))
+    return used, sizes, tokens
 
 
 def _count_exactly(
     calibration: CalibrationSet,
-    samples: tuple[Sample, ...],
+    samples: Sequence[Sample],
     model: tuple[Checkpoint, Family],
     image_tokens: int | None,
     left_out: list[str],
-) -> dict[str, int]:
+) -> tuple[list[Sample], dict[str, int]]:
+    """The samples that the model takes, and their tokens by modality."""
     checkpoint, family = model
     names = family.modules()
     maker = PromptMaker(
         checkpoint, family, image_token=names.IMAGE_TOKEN, end_token=names.END_TOKEN, image_tokens=image_tokens
     )
     counts = dict.fromkeys(MODALITIES, 0)
-    for sample in maker.all_of(samples, left_out if calibration.skip_bad else None):
+    taken = set()
+    for piece in maker.all_of(samples, left_out if calibration.skip_bad else None):
+        taken.add(piece.id.partition("/")[0])
         for index, modality in enumerate(MODALITIES):
-            counts[modality] += int((sample.kinds == index).sum())
-    if not any(counts.values()):
-        raise CalibrationError(f"{calibration.name} holds no sample that this model takes", hint=left_out[0])
-    return counts
+            counts[modality] += int((piece.kinds == index).sum())
+    return [sample for sample in samples if sample.id in taken], counts
 
 
-def _estimate(samples: tuple[Sample, ...], by_picture: dict[str, int]) -> dict[str, int]:
+def _estimate(samples: Sequence[Sample], by_picture: dict[str, int]) -> dict[str, int]:
     counts = dict.fromkeys(MODALITIES, 0)
     for sample in samples:
         said = [part for turn in sample.turns for part in turn]

@@ -37,18 +37,23 @@ class Picture:
     """An image that is read when it is needed, so that many of them take no memory.
 
     `name` stands for it in messages; `key` is a SHA-256 in hex that changes with its content; `read` gives it as
-    upright 8-bit RGB.
+    upright 8-bit RGB. `size` is its width and height where they are known without reading it.
     """
 
     name: str
     key: str
     read: Callable[[], Image.Image]
+    size: tuple[int, int] | None = None
+
+    def measure(self) -> tuple[int, int]:
+        """Its width and height, read where they are not known."""
+        return self.size or self.read().size
 
     @classmethod
     def of(cls, image: Image.Image, name: str = "the image") -> Picture:
         """A picture that is in memory already."""
         key = hashlib.sha256(f"{image.mode} {image.size}".encode() + image.tobytes()).hexdigest()
-        return cls(name, key, lambda: image)
+        return cls(name, key, lambda: image, image.size)
 
 
 def load_image(source: Path | bytes, name: str | None = None) -> Image.Image:
@@ -140,14 +145,19 @@ def fit_to_grid(image: Image.Image, factor: int, min_pixels: int, max_pixels: in
     The rule of Qwen2-VL's processor ("smart resize"). An image that fits is returned as it is. Raises
     ImageError where one side is more than 200 times the other.
     """
-    width, height = image.size
+    columns, rows = fitted_size(*image.size, factor, min_pixels, max_pixels)
+    if (columns, rows) == image.size:
+        return image
+    return image.resize((columns, rows), Image.Resampling.BICUBIC)
+
+
+def fitted_size(width: int, height: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """Width and height, in pixels, of the image that `fit_to_grid` makes of one of this size; raises as it does."""
     if max(width, height) > MAX_ASPECT * min(width, height):
         shown = f"an image of {width} x {height} pixels"
         raise ImageError(f"{shown} is too narrow", path=shown, hint="cut it to the part that matters")
     rows, columns = grid_size(height, width, factor, min_pixels, max_pixels)
-    if (rows, columns) == (height, width):
-        return image
-    return image.resize((columns, rows), Image.Resampling.BICUBIC)
+    return columns, rows
 
 
 def grid_size(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
@@ -164,9 +174,14 @@ def grid_size(height: int, width: int, factor: int, min_pixels: int, max_pixels:
 
 def grid_limits(rule: ImageGrid, most_tokens: int | None = None) -> tuple[int, int, int]:
     """`fit_to_grid`'s arguments for a model: its own rule, within what llama.cpp leaves as it is and `most_tokens`."""
-    token = rule.factor**2
-    least = max(rule.min_pixels, MIN_IMAGE_TOKENS * token)
-    return rule.factor, least, max(least, min(rule.max_pixels, (most_tokens or MAX_IMAGE_TOKENS) * token))
+    factor, least, most = token_limits(rule.factor, most_tokens)
+    least = max(rule.min_pixels, least)
+    return factor, least, max(least, min(rule.max_pixels, most))
+
+
+def token_limits(factor: int, most_tokens: int | None = None) -> tuple[int, int, int]:
+    """`fit_to_grid`'s arguments where a token is `factor` pixels wide and high and the model has no rule of its own."""
+    return factor, MIN_IMAGE_TOKENS * factor**2, (most_tokens or MAX_IMAGE_TOKENS) * factor**2
 
 
 def patchify(image: Image.Image, family: Family) -> tuple[NDArray[np.float32], tuple[int, int]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +17,10 @@ from luq_gguf.chat import render_chats
 from luq_gguf.checkpoint import Checkpoint
 from luq_gguf.errors import CalibrationError, CheckpointError
 from luq_gguf.families.base import Family
-from luq_gguf.images import fit_to_grid, grid_limits
+from luq_gguf.images import Picture, fit_to_grid, fitted_size, grid_limits
 from luq_gguf.samples import Sample, messages_of
 from luq_gguf.small_files import MIB, read_small
 from luq_gguf.tokenizer_file import load_tokenizer, tokenizing
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 MAX_TEMPLATE = MIB
 MAX_TOKENS = 4096
@@ -33,15 +30,15 @@ IMAGE, MULTIMODAL_TEXT, TEXT = range(len(MODALITIES))
 
 @dataclass(frozen=True)
 class TokenizedSample:
-    """Token ids (tokens,), the index in MODALITIES of each, the fitted image, and how many tokens the answer has.
+    """Token ids (tokens,), the index in MODALITIES of each, the picture, and how many tokens the answer has.
 
-    `grid` is the image's size in merged tokens, (rows, columns).
+    `picture` is fitted to the model's grid when it is read; `grid` is its size in merged tokens, (rows, columns).
     """
 
     id: str
     ids: NDArray[np.int64]
     kinds: NDArray[np.uint8]
-    image: Image.Image | None
+    picture: Picture | None
     grid: tuple[int, int] | None
     answer_tokens: int
 
@@ -84,18 +81,22 @@ class PromptMaker:
             return [self._finish(name, piece, None, None, 0) for name, piece in zip(names, pieces, strict=True)]
         fitted, grid = None, None
         if sample.picture is not None:
-            fitted = fit_to_grid(sample.picture.read(), *self.limits)
-            factor = self.family.image_factor
-            grid = (fitted.height // factor, fitted.width // factor)
+            fitted, grid = self._fit(sample.picture)
             prompt = prompt.replace(self.image_token, self.image_token * (grid[0] * grid[1]), 1)
         answer = [] if sample.answer is None else self._encode(sample.answer + self.end_token)
         return [self._finish(sample.id, self._encode(prompt) + answer, fitted, grid, len(answer))]
+
+    def _fit(self, picture: Picture) -> tuple[Picture, tuple[int, int]]:
+        """The picture on the model's grid, made when it is read, and its rows and columns of tokens."""
+        width, height = fitted_size(*picture.measure(), *self.limits)
+        fitted = Picture(picture.name, picture.key, lambda: fit_to_grid(picture.read(), *self.limits), (width, height))
+        return fitted, (height // self.limits[0], width // self.limits[0])
 
     def _finish(
         self,
         name: str,
         ids: list[int],
-        image: Image.Image | None,
+        picture: Picture | None,
         grid: tuple[int, int] | None,
         answer_tokens: int,
     ) -> TokenizedSample:
@@ -112,7 +113,7 @@ class PromptMaker:
                 hint="shorten its question or answer",
             )
         kinds = np.where(is_image, IMAGE, MULTIMODAL_TEXT if grid else TEXT).astype(np.uint8)
-        return TokenizedSample(name, tokens, kinds, image, grid, answer_tokens)
+        return TokenizedSample(name, tokens, kinds, picture, grid, answer_tokens)
 
     def _encode(self, text: str) -> list[int]:
         with tokenizing(self.checkpoint):

@@ -21,7 +21,7 @@ from luq_gguf.bundle import extract_mmproj, is_bundle
 from luq_gguf.chat import ChatRenderer
 from luq_gguf.errors import GGUFError, RunError
 from luq_gguf.gguf_file import GGUFFile
-from luq_gguf.images import fit_to_grid
+from luq_gguf.images import fit_to_grid, token_limits
 from luq_gguf.loadable import open_loadable
 from luq_gguf.processors import default_threads
 
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     import llama_cpp
     from PIL import Image
 
-MIN_IMAGE_TOKENS = 8
-MAX_IMAGE_TOKENS = 1024
 MAX_STEP = 128
 AGAIN = "make or download it again"
 BATCH_TOKENS = 2048
@@ -40,14 +38,22 @@ BATCH_TOKENS = 2048
 class Runtime:
     """A loaded model with a context of `context` tokens; use as a context manager.
 
-    `mmproj` may be left out for text, and where `model` is a bundle. Raises GGUFError where a file is no
-    sound GGUF, RunError where llama.cpp refuses it.
+    `mmproj` may be left out for text, and where `model` is a bundle; images are made smaller where they have more
+    than `image_tokens`, None being the limit of the calibration. Raises GGUFError where a file is no sound GGUF,
+    RunError where llama.cpp refuses it.
     """
 
     def __init__(
-        self, model: Path, mmproj: Path | None = None, *, threads: int | None = None, context: int = 4096
+        self,
+        model: Path,
+        mmproj: Path | None = None,
+        *,
+        threads: int | None = None,
+        context: int = 4096,
+        image_tokens: int | None = None,
     ) -> None:
         self._stack = contextlib.ExitStack()
+        self._image_tokens = image_tokens
         try:
             self._open(model, mmproj, threads, context)
         except BaseException:
@@ -97,7 +103,7 @@ class Runtime:
 
     def _load_vision(self, model: Path, mmproj: Path | None) -> None:
         with _mmproj_file(model, mmproj) as path:
-            self._grid = _image_grid(path)
+            self._grid = _image_grid(path, self._image_tokens)
             parameters = self._mtmd.mtmd_context_params_default()
             parameters.use_gpu = False
             parameters.print_timings = False
@@ -267,7 +273,7 @@ def _mmproj_file(model: Path, mmproj: Path | None) -> Iterator[Path]:
         yield path
 
 
-def _image_grid(mmproj: Path) -> tuple[int, int, int]:
+def _image_grid(mmproj: Path, image_tokens: int | None) -> tuple[int, int, int]:
     """Grid step in pixels, least and most pixels of an image for this vision part."""
     metadata = GGUFFile.open(mmproj).metadata
     step = 1
@@ -278,7 +284,7 @@ def _image_grid(mmproj: Path) -> tuple[int, int, int]:
         step *= size
     if step > MAX_STEP:
         raise GGUFError(f"{mmproj} asks for images in steps of {step} pixels", path=mmproj, hint=AGAIN)
-    return step, MIN_IMAGE_TOKENS * step * step, MAX_IMAGE_TOKENS * step * step
+    return token_limits(step, image_tokens)
 
 
 class _Log:

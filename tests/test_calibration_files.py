@@ -65,7 +65,7 @@ def test_llava_instructions(tmp_path: Path) -> None:
     sure = found["Are you sure?"]
     assert (sure.turns, sure.answer) == ((("What color is it?", "Red."),), "Yes.")
     assert color_of(sure) == (255, 0, 0)
-    assert sure.origin.endswith("llava.json, row 1")
+    assert sure.origin.endswith("llava.json:1, row 1")
     assert (found["Hello!"].answer, found["Hello!"].picture, found["Hello!"].turns) == ("Hello.", None, ())
 
 
@@ -170,8 +170,8 @@ BAD_ROWS: list[tuple[str, dict[str, Any]]] = [
     ("no list", {"conversations": "x"}),
     ("no list", {"conversations": [1]}),
     ("message 1 is no text", {"conversations": [{"from": "human", "value": 5}]}),
-    ("message 1 is no text", {"conversations": [{"from": "human", "value": "<image>"}]}),
-    ("more than one image", {"conversations": [{"from": "human", "value": "<image><image>which?"}]}),
+    ("names no image", {"conversations": [{"from": "human", "value": "<image>"}]}),
+    ("more than one image", {"image": "a.png", "conversations": [{"from": "human", "value": "<image><image>which?"}]}),
     ("2 images", {"images": ["a.png", "b.png"], "question": "?"}),
     ("keys", {"question": "?", "conversations": [{"from": "human", "value": "x"}]}),
     ("is an address", {"image": "https://example.org/a.png", "question": "?"}),
@@ -187,7 +187,7 @@ def test_bad_rows_are_named_or_skipped(tmp_path: Path, form: str, words: str, ro
     path.write_text(json.dumps(rows) if form == "json" else "\n".join(map(json.dumps, rows)))
     with pytest.raises(CalibrationError, match=words) as caught:
         load_calibration(path)
-    place = f"{path}, row 2" if form == "json" else f"{path}:2"
+    place = f"{path}:1, row 2" if form == "json" else f"{path}:2"
     assert str(caught.value).startswith(place)
     assert "\n" not in str(caught.value)
     left = load_calibration(path, skip_bad=True)
@@ -197,7 +197,7 @@ def test_bad_rows_are_named_or_skipped(tmp_path: Path, form: str, words: str, ro
 @pytest.mark.parametrize(
     ("words", "row"),
     [("no base64", {"index": "2", "image": "!" * 100, "question": "?"}),
-     ("no row before", {"index": "2", "image": "7", "question": "?"}),
+     ("no row with an image", {"index": "2", "image": "7", "question": "?"}),
      ("no image that can be read", {"index": "2", "image": base64.b64encode(b"x" * 100).decode(), "question": "?"}),
      ("leads out", {"index": "2", "image_path": "../a.png", "question": "?"})],
 )  # fmt: skip

@@ -70,7 +70,7 @@ def test_questions_become_transformers_tokens(maker, tokenizer, question):
     (found,) = maker.tokenize(sample)
     assert found.ids.tolist() == expected_ids(tokenizer, sample)
     assert (found.kinds == MODALITIES.index("text")).all()
-    assert (found.image, found.grid, found.answer_tokens) == (None, None, 0)
+    assert (found.picture, found.grid, found.answer_tokens) == (None, None, 0)
 
 
 @pytest.mark.parametrize(("size", "grid"), [((112, 112), (4, 4)), ((140, 84), (3, 5)), ((400, 150), (5, 14))])
@@ -79,8 +79,8 @@ def test_an_image_fills_its_place(maker, tokenizer, size, grid):
     (found,) = maker.tokenize(sample)
     count = grid[0] * grid[1]
     assert found.grid == grid
-    assert found.image is not None
-    assert found.image.size == (28 * grid[1], 28 * grid[0])
+    assert found.picture is not None
+    assert found.picture.read().size == (28 * grid[1], 28 * grid[0])
     assert found.ids.tolist() == expected_ids(tokenizer, sample, count)
     is_image = found.kinds == MODALITIES.index("image")
     assert is_image.sum() == count

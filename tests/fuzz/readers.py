@@ -254,7 +254,10 @@ def prepare_calibration(folder: Path) -> None:
     ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     said = [{"from": "human", "value": "<image>\nWhich color?"}, {"from": "gpt", "value": "Blue."}]
-    (folder / "rows.json").write_text(json.dumps([{"id": 1, "image": "blue.png", "conversations": said * 2}, *rows]))
+    sure = [{"from": "human", "value": "Are you sure?"}, {"from": "gpt", "value": "Yes."}]
+    (folder / "rows.json").write_text(
+        json.dumps([{"id": 1, "image": "blue.png", "conversations": [*said, *sure]}, *rows])
+    )
     encoded = base64.b64encode(data).decode()
     header = "index\timage\tquestion\tA\tB\tanswer\timage_path"
     lines = [header, f"0\t{encoded}\tWhich?\tred\tblue\tB\t", "1\t0\tSure?\t\t\tyes\t", "2\t\tAnd?\t\t\tyes\tblue.png"]
