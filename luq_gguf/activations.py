@@ -21,7 +21,7 @@ from luq_gguf.checkpoint import Checkpoint
 from luq_gguf.entropy import choose_tokens, entropy_warning, measure_entropy, order_stability, token_rank
 from luq_gguf.errors import ArtifactError, CalibrationError, CheckpointError
 from luq_gguf.families.base import Family
-from luq_gguf.images import MAX_IMAGE_TOKENS, patchify
+from luq_gguf.images import patchify
 from luq_gguf.imatrix import Sums
 from luq_gguf.progress import Progress, silent
 from luq_gguf.prompts import IMAGE, PromptMaker, TokenizedSample
@@ -153,11 +153,11 @@ class _Pass:
 
         self.family, self.calibration, self.seed, self.progress = family, calibration, seed, progress
         self.compute_type, self.digest = compute_type, checkpoint.digest
-        self.image_tokens = image_tokens or MAX_IMAGE_TOKENS
         dtype = torch.bfloat16 if compute_type == "bf16" else torch.float32
         self.modules = family.modules().Modules(checkpoint, family, dtype)
         tokens = {"image_token": self.modules.image_token, "end_token": self.modules.end_token}
         maker = PromptMaker(checkpoint, family, **tokens, image_tokens=image_tokens)
+        self.image_tokens = maker.image_tokens
         self.left_out: list[str] = []
         left_out = self.left_out if calibration.skip_bad else None
         self.counted = maker.all_of(calibration.samples, left_out)

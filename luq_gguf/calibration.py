@@ -83,6 +83,7 @@ def load_calibration(
     shipped = _shipped_set(source)
     if shipped is not None:
         drafts, name = [Draft(sample) for sample in SHIPPED[shipped]()], f"luq_gguf {shipped}"
+        skip_bad = True  # made for any model, also one with a context that some of its samples do not fit
     else:
         path = Path(str(source))
         drafts, name = _read(path, left_out, progress), path.name

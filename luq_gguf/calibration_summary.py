@@ -66,12 +66,13 @@ def summarize_calibration(
     progress: Progress = silent,
 ) -> CalibrationSummary:
     """Count a set; raises CalibrationError with the place of a sample that cannot be used, unless those are skipped."""
-    rule = model[1].image_grid if model else QWEN_GRID
+    maker = _maker_of(*model, image_tokens) if model else None
+    limits = maker.limits if maker else grid_limits(QWEN_GRID, image_tokens)
     left_out: list[str] = []
     everything = (*calibration.samples, *calibration.held_out)
-    used, sizes, by_picture = _measure(everything, grid_limits(rule, image_tokens), calibration, left_out, progress)
-    if model:
-        used, tokens = _count_exactly(calibration, used, model, image_tokens, left_out)
+    used, sizes, by_picture = _measure(everything, limits, calibration, left_out, progress)
+    if maker:
+        used, tokens = _count_exactly(calibration, used, maker, left_out)
     else:
         tokens = _estimate(used, by_picture)
     if not used:
@@ -122,19 +123,16 @@ def _measure(
     return used, sizes, tokens
 
 
+def _maker_of(checkpoint: Checkpoint, family: Family, image_tokens: int | None) -> PromptMaker:
+    names = family.modules()
+    tokens = {"image_token": names.IMAGE_TOKEN, "end_token": names.END_TOKEN}
+    return PromptMaker(checkpoint, family, **tokens, image_tokens=image_tokens)
+
+
 def _count_exactly(
-    calibration: CalibrationSet,
-    samples: Sequence[Sample],
-    model: tuple[Checkpoint, Family],
-    image_tokens: int | None,
-    left_out: list[str],
+    calibration: CalibrationSet, samples: Sequence[Sample], maker: PromptMaker, left_out: list[str]
 ) -> tuple[list[Sample], dict[str, int]]:
     """The samples that the model takes, and their tokens by modality."""
-    checkpoint, family = model
-    names = family.modules()
-    maker = PromptMaker(
-        checkpoint, family, image_token=names.IMAGE_TOKEN, end_token=names.END_TOKEN, image_tokens=image_tokens
-    )
     counts = dict.fromkeys(MODALITIES, 0)
     taken = set()
     for piece in maker.all_of(samples, left_out if calibration.skip_bad else None):

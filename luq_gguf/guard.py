@@ -20,6 +20,8 @@ from luq_gguf.children import child_environment
 INTERRUPTED = 130
 FAILED = 101
 """The child's exit code where it said itself what failed; 1 is that of libraries that give up without our word."""
+GAVE_UP = {1, INTERRUPTED}
+"""Where nobody interrupted: OpenBLAS interrupts its own process when it gets no threads."""
 PATIENCE = 1.0
 """Seconds that an interrupted child may take to say what it keeps."""
 OWNER = "LUQ_GGUF_OWNER"
@@ -43,11 +45,12 @@ def supervise(command: list[str]) -> int:
         code = process.wait()
     except KeyboardInterrupt:
         code = INTERRUPTED if process is None else _interrupt(process)
-    if code == INTERRUPTED:
-        _say(f"interrupted; {KEPT}")
+        if code == INTERRUPTED:
+            _say(f"interrupted; {KEPT}")
+            return code
     if code == FAILED:
         return 1
-    return _report(code) if code == 1 or code < 0 else code
+    return _report(code) if code in GAVE_UP or code < 0 else code
 
 
 def _interrupt(process: subprocess.Popen[bytes]) -> int:
@@ -70,7 +73,7 @@ def _terminated(process: subprocess.Popen[bytes]) -> NoReturn:
 def _report(code: int) -> int:
     """One line on a child that a library or a signal ended."""
     name = signal.Signals(-code).name if code < 0 else ""
-    if not name:
+    if code > 0:
         _say(f"a library ended the process, most often for want of memory or threads; {KEPT}")
     elif code == -signal.SIGKILL:
         _say(

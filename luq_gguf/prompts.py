@@ -17,7 +17,7 @@ from luq_gguf.chat import render_chats
 from luq_gguf.checkpoint import Checkpoint
 from luq_gguf.errors import CalibrationError, CheckpointError
 from luq_gguf.families.base import Family
-from luq_gguf.images import Picture, fit_to_grid, fitted_size, grid_limits
+from luq_gguf.images import MAX_IMAGE_TOKENS, Picture, fit_to_grid, fitted_size, grid_limits
 from luq_gguf.samples import Sample, messages_of
 from luq_gguf.small_files import MIB, read_small
 from luq_gguf.tokenizer_file import load_tokenizer, tokenizing
@@ -44,7 +44,7 @@ class TokenizedSample:
 
 
 class PromptMaker:
-    """Tokenizes samples of one model."""
+    """Tokenizes samples of one model; its images have at most `image_tokens`, half of the longest sample's tokens."""
 
     def __init__(
         self,
@@ -60,11 +60,12 @@ class PromptMaker:
         self.tokenizer = load_tokenizer(checkpoint, family.tokenizer_pattern)
         self.template = read_template(checkpoint)
         self.image_token, self.end_token = image_token, end_token
-        self.limits = grid_limits(family.image_grid, image_tokens)
         self.image_id = self.tokenizer.token_to_id(image_token)
         if self.image_id is None:
             raise CheckpointError(f"the tokenizer has no {image_token}", hint="download the original tokenizer files")
         self.longest = min(MAX_TOKENS, family.hparams["max_position_embeddings"])
+        self.image_tokens = min(image_tokens or MAX_IMAGE_TOKENS, self.longest // 2)
+        self.limits = grid_limits(family.image_grid, self.image_tokens)
 
     def tokenize(self, sample: Sample) -> list[TokenizedSample]:
         """The sample's tokens; a long plain text becomes several samples.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -60,19 +61,25 @@ def tokens_with(file: Path, **changes: str) -> list[str]:
 
 
 def load(path: Path) -> int:
-    run = subprocess.run([sys.executable, "-c", LOAD, str(path)], capture_output=True, check=False)
+    environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
+    run = subprocess.run([sys.executable, "-c", LOAD, str(path)], capture_output=True, check=False, env=environment)
     return run.returncode
 
 
-@pytest.mark.parametrize(
-    "case", ["no layers", "too many layers", "wide sections", "a token twice", "a token cut by a zero"]
-)
+def test_sections_wider_than_a_head_are_refused(sound: Path, tmp_path: Path) -> None:
+    """llama.cpp then writes beyond its memory: often it crashes, sometimes it runs."""
+    raw = array_of("i", [999, 12, 12, 0])
+    path = edited(sound, tmp_path / "bad.gguf", "qwen2vl.rope.dimension_sections", raw)
+    with pytest.raises(GGUFError, match="dimension_sections"):
+        open_loadable(path)
+
+
+@pytest.mark.parametrize("case", ["no layers", "too many layers", "a token twice", "a token cut by a zero"])
 def test_what_llama_cpp_aborts_over_is_refused_before(sound: Path, tmp_path: Path, case: str) -> None:
     first = tokens_with(sound)[300]
     key, raw, word = {
         "no layers": ("qwen2vl.block_count", raw_value(0), "block_count is 0"),
         "too many layers": ("qwen2vl.block_count", raw_value(513), "block_count is 513"),
-        "wide sections": ("qwen2vl.rope.dimension_sections", array_of("i", [999, 12, 12, 0]), "dimension_sections"),
         "a token twice": ("tokenizer.ggml.tokens", array_of("s", tokens_with(sound, at301=first)), "are the same"),
         "a token cut by a zero": (
             "tokenizer.ggml.tokens",
