@@ -87,7 +87,8 @@ def load_calibration(
     else:
         path = Path(str(source))
         drafts, name = _read(path, left_out, progress), path.name
-    chosen = _finish(drafts, samples, seed, left_out, progress)
+    with Looker() as looker:
+        chosen = _finish(drafts, samples, seed, looker, left_out, progress)
     if not chosen:
         first = f" ({left_out.reasons[0]})" if left_out.reasons else ""
         raise CalibrationError(f"{source or GENERAL} holds no sample that can be used{first}", hint=HINT)
@@ -122,9 +123,11 @@ def _read(path: Path, left_out: _LeftOut, progress: Progress) -> list[Draft]:
     return drafts
 
 
-def _finish(drafts: list[Draft], count: int | None, seed: int, left_out: _LeftOut, progress: Progress) -> list[Sample]:
+def _finish(
+    drafts: list[Draft], count: int | None, seed: int, looker: Looker, left_out: _LeftOut, progress: Progress
+) -> list[Sample]:
     """The samples that are taken, with their pictures; one whose picture cannot be read gives way to another."""
-    looker, samples = Looker(), dict[str, Sample]()
+    samples: dict[str, Sample] = {}
     while True:
         chosen = _choose(drafts, count, seed)
         new = {draft.id for draft in chosen} - samples.keys()

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from luq_gguf.calibration_json import MAX_ROW, Found, read_json, read_lines
 from luq_gguf.calibration_parquet import read_parquet
-from luq_gguf.calibration_rows import DESCRIBE, draft_of
+from luq_gguf.calibration_rows import DESCRIBE, MAX_ROWS, draft_of
 from luq_gguf.calibration_tables import read_table
 from luq_gguf.errors import CalibrationError
 from luq_gguf.progress import Progress, silent
@@ -34,8 +34,15 @@ READERS: dict[str, Callable[[Path, BinaryIO], Found]] = {
 def read_drafts(source: Path, progress: Progress = silent) -> Found:
     """All rows of a file or folder; one that cannot be used comes as its error.
 
-    Raises CalibrationError where the whole cannot be read.
+    Raises CalibrationError where the whole cannot be read, or has more rows than memory may hold.
     """
+    for number, row in enumerate(_all_rows(source, progress)):
+        if number >= MAX_ROWS:
+            raise CalibrationError(f"{source} has more than {MAX_ROWS:,} rows", hint="give a part of it")
+        yield row
+
+
+def _all_rows(source: Path, progress: Progress) -> Found:
     if source.is_dir():
         yield from _folder(source)
         return

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from PIL import Image
 
@@ -25,11 +27,15 @@ SHOWN = 80
 
 @dataclass(frozen=True)
 class StoredImage:
-    """An image that nobody has looked at yet: its name in messages, what tells it from others, and its bytes."""
+    """An image that nobody has looked at yet: its name in messages, what tells it from others, and its bytes.
+
+    `close` is called when no more images are looked at for the first time.
+    """
 
     name: str
     identity: str
     read: Callable[[], bytes]
+    close: Callable[[], None] | None = None
 
 
 def image_below(folder: Path, name: str) -> StoredImage:
@@ -59,11 +65,21 @@ def _read_below(folder: Path, name: str) -> bytes:
 
 
 class Looker:
-    """Looks at images, at equal ones once."""
+    """Looks at images, at equal ones once; use as a context manager."""
 
     def __init__(self) -> None:
+        self._closing: dict[Callable[[], None], None] = {}
         self._pictures: dict[str, Picture] = {}
         self._sizes: dict[str, tuple[int, int]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for close in self._closing:
+            close()
 
     def picture(self, image: StoredImage) -> Picture:
         """The picture of an image; raises ImageError or CalibrationError where it cannot be read."""
@@ -72,6 +88,8 @@ class Looker:
         return self._pictures[image.identity]
 
     def _look(self, image: StoredImage) -> Picture:
+        if image.close is not None:
+            self._closing[image.close] = None
         content = image.read()
         key = hashlib.sha256(content).hexdigest()
         if key not in self._sizes:

@@ -1,4 +1,4 @@
-"""Calibration rows in parquet, the form of the hub's data sets, some rows at a time.
+"""Calibration rows in parquet, the form of the hub's data sets, read by a child process (`parquet_worker`).
 
 Of an image in a row its number is kept. When it is looked at, its bytes go into a temporary file (in memory up to
 SPOOLED), from where they are read again: parquet can only be read from the beginning of a group of rows.
@@ -6,161 +6,118 @@ SPOOLED), from where they are read again: parquet can only be read from the begi
 
 from __future__ import annotations
 
-import bisect
-import hashlib
+import json
+import signal
+import subprocess
 import tempfile
 import weakref
 from collections.abc import Iterator
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from luq_gguf.calibration_images import StoredImage
 from luq_gguf.calibration_json import Found
 from luq_gguf.calibration_rows import KEYS, draft_of
+from luq_gguf.children import Child
 from luq_gguf.errors import CalibrationError, ImageError
+from luq_gguf.parquet_worker import BYTES, IMAGES
 from luq_gguf.small_files import MIB
 
-if TYPE_CHECKING:
-    from pyarrow.parquet import ParquetFile
-
-BATCH = 16
 SPOOLED = 64 * MIB
-IMAGES = ("image", "images")
-LEAST_TEXT = 64 * MIB
-EXPANSION = 64
-"""A file may hold so many times its own size as text: repeated texts are stored once."""
 AGAIN = "export it again"
 
 
-def read_parquet(path: Path, handle: BinaryIO) -> Found:
-    """Rows of a parquet file."""
-    try:
-        file = _opened(path, handle)
-        columns = [name for name in file.schema_arrow.names if name in KEYS]
-        if not columns:
-            raise CalibrationError(f"{path} has none of the columns {', '.join(KEYS)}", hint="rename its columns")
-        yield from _rows(path, file, columns, path.stat().st_size)
-    except CalibrationError as error:
-        yield error
-    except Exception as error:  # pyarrow's many kinds; a damaged file can have any
-        yield _broken(path, error)
+class ParquetReader(Child):
+    """Reads parquet files in a child; use as a context manager."""
+
+    def __init__(self) -> None:
+        super().__init__("luq_gguf.parquet_worker", stderr=subprocess.DEVNULL)
+
+    def rows(self, path: Path) -> Iterator[dict[str, Any]]:
+        """The rows of a file, with hashes in the place of images; raises CalibrationError where it cannot be read."""
+        answers = self.send(json.dumps({"path": str(path.absolute()), "columns": KEYS}).encode() + b"\n")
+        while "end" not in (answer := self._answer(path, answers)):
+            yield answer["row"]
+
+    def image(self, path: Path, row: int, name: str, number: int) -> bytes:
+        """The bytes of an image; raises CalibrationError where the file is not what it was."""
+        request = {"path": str(path.absolute()), "row": row, "name": name, "number": number}
+        answers = self.send(json.dumps(request).encode() + b"\n")
+        length = self._answer(path, answers)["bytes"]
+        content = answers.read(length)
+        if len(content) != length:
+            raise self._died(path)
+        return content
+
+    def _answer(self, path: Path, answers: BinaryIO) -> dict[str, Any]:
+        line = answers.readline()
+        if not line.endswith(b"\n"):
+            raise self._died(path)
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise CalibrationError(f"{path} is no parquet file that can be read: {answer['error']}", hint=AGAIN)
+        return answer
+
+    def _died(self, path: Path) -> CalibrationError:
+        code = self.wait()
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return CalibrationError(f"{path} is no parquet file that can be read: its reader ended by {how}", hint=AGAIN)
 
 
-def _broken(path: Path, error: Exception) -> CalibrationError:
-    what = " ".join(str(error).split()) or type(error).__name__
-    return CalibrationError(f"{path} is no parquet file that can be read: {what}", hint=AGAIN)
+def read_parquet(path: Path, handle: BinaryIO, reader: ParquetReader | None = None) -> Found:
+    """Rows of a parquet file, read by a child that ends with them or by one that is at hand."""
+    own = ParquetReader()
+    cells = _ImageCells(path, reader or own)
+    with own:
+        try:
+            for number, content in enumerate((reader or own).rows(path)):
+                for name in IMAGES:
+                    if name in content:
+                        content[name] = [
+                            _promised(one, cells, number, name, at) for at, one in enumerate(content[name])
+                        ]
+                yield draft_of(content, f"{path}, row {number + 1}", path.parent)
+        except CalibrationError as error:
+            yield error
 
 
-def _opened(path: Path, handle: BinaryIO) -> ParquetFile:
-    """The file, read as a stream; raises CalibrationError where it claims what no file of its size holds."""
-    from pyarrow import parquet
-
-    file = parquet.ParquetFile(handle, buffer_size=MIB, pre_buffer=False)
-    size, rows = path.stat().st_size, file.metadata.num_rows
-    groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
-    if not 0 <= rows <= size or sum(group.num_rows for group in groups) != rows or any(g.num_rows < 0 for g in groups):
-        raise CalibrationError(f"{path} claims {rows:,} rows in {size:,} bytes", hint=AGAIN)
-    columns = [group.column(index) for group in groups for index in range(group.num_columns)]
-    largest = max((column.total_uncompressed_size for column in columns), default=0)
-    if largest > LEAST_TEXT + EXPANSION * size:
-        raise CalibrationError(f"{path} claims {largest:,} bytes in one of its columns", hint=AGAIN)
-    return file
-
-
-def _rows(path: Path, file: ParquetFile, columns: list[str], size: int) -> Found:
-    cells = _ImageCells(path)
-    row, room = 0, LEAST_TEXT + EXPANSION * size
-    for batch in file.iter_batches(batch_size=BATCH, columns=columns):
-        for content in batch.to_pylist():
-            for name in IMAGES:
-                content[name] = _lazy(content.get(name), cells, row, name)
-            row += 1
-            room -= _length(content)
-            if room < 0:
-                raise CalibrationError(f"{path}, row {row}: its texts are too many for its size", hint=AGAIN)
-            yield draft_of(content, f"{path}, row {row}", path.parent)
-
-
-def _length(content: dict[str, Any]) -> int:
-    return sum(len(value) for value in content.values() if isinstance(value, str | list))
-
-
-def _lazy(value: Any, cells: _ImageCells, row: int, name: str) -> Any:
-    """The value of an image column with promises in the place of bytes."""
-    values = value if isinstance(value, list) else [value]
-    lazy = []
-    for number, one in enumerate(values):
-        content = one.get("bytes") if isinstance(one, dict) else one
-        if isinstance(content, bytes) and content:
-            identity = f"bytes:{hashlib.sha256(content).hexdigest()}"
-            one = StoredImage("its image", identity, partial(cells.read, row, name, number))  # noqa: PLW2901
-        lazy.append(one)
-    return lazy
+def _promised(value: Any, cells: _ImageCells, row: int, name: str, number: int) -> Any:
+    """A stored image in the place of a hash; paths stay as they are."""
+    if not isinstance(value, dict) or BYTES not in value:
+        return value
+    return StoredImage("its image", f"bytes:{value[BYTES]}", partial(cells.read, row, name, number), cells.close)
 
 
 class _ImageCells:
-    """The encoded images of a file; cheap where rows are asked for in order, or again."""
+    """The encoded images of a file, kept once they were asked for; to be asked for in the order of the rows."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, reader: ParquetReader) -> None:
+        self._path, self._reader = path, reader
         self._spool = tempfile.SpooledTemporaryFile(max_size=SPOOLED)  # noqa: SIM115 - closed with this object
         self._places: dict[tuple[int, str, int], tuple[int, int]] = {}
-        self._rows: Iterator[tuple[int, dict[str, Any]]] | None = None
-        self._ends: list[int] = []
-        self._last = -1
-        self._content: dict[str, Any] = {}
-        weakref.finalize(self, self._spool.close)
+        weakref.finalize(self, _close, self._spool, reader)
 
     def read(self, row: int, name: str, number: int) -> bytes:
         """The bytes of an image; raises ImageError where the file is not what it was."""
         place = (row, name, number)
         if place not in self._places:
-            content = self._find(row, name, number)
-            self._places[place] = (self._spool.seek(0, 2) or self._spool.tell(), len(content))
+            try:
+                content = self._reader.image(self._path, row, name, number)
+            except CalibrationError as error:
+                raise ImageError(error.message, path=str(self._path), hint=error.hint) from error
+            self._spool.seek(0, 2)
+            self._places[place] = (self._spool.tell(), len(content))
             self._spool.write(content)
         start, length = self._places[place]
         self._spool.seek(start)
         return self._spool.read(length)
 
-    def _find(self, row: int, name: str, number: int) -> bytes:
-        try:
-            if self._rows is None or row < self._last or self._group(row) > self._group(self._last) + 1:
-                self._rows, self._last = self._from(row), -1
-            while self._last != row:
-                self._last, self._content = next(self._rows)
-            value = self._content[name]
-            one = value[number] if isinstance(value, list) else value
-            content: bytes = one["bytes"] if isinstance(one, dict) else one
-            if not isinstance(content, bytes):
-                raise TypeError
-        except Exception as error:
-            self._rows = None
-            what = f"{self._path} has changed since it was looked at"
-            raise ImageError(what, path=str(self._path), hint="run the command again") from error
-        return content
-
-    def _group(self, row: int) -> int:
-        """The group of rows in which a row is."""
-        return bisect.bisect_right(self._ends, row)
-
-    def _from(self, row: int) -> Iterator[tuple[int, dict[str, Any]]]:
-        """The rows from the beginning of the group in which a row is."""
-        with self._path.open("rb") as handle:
-            file = _opened(self._path, handle)
-            self._ends = _ends(file)
-            group = self._group(row)
-            number = self._ends[group - 1] if group else 0
-            groups = list(range(group, len(self._ends)))
-            columns = [name for name in IMAGES if name in file.schema_arrow.names]
-            for batch in file.iter_batches(batch_size=BATCH, row_groups=groups, columns=columns):
-                for content in batch.to_pylist():
-                    yield number, content
-                    number += 1
+    def close(self) -> None:
+        """End the child; it starts again when it is needed."""
+        self._reader.close()
 
 
-def _ends(file: ParquetFile) -> list[int]:
-    """The number of rows up to the end of each group."""
-    groups = range(file.metadata.num_row_groups)
-    return list(accumulate(file.metadata.row_group(index).num_rows for index in groups))
+def _close(spool: Any, reader: ParquetReader) -> None:
+    spool.close()
+    reader.close()

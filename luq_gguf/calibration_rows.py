@@ -29,6 +29,8 @@ ASKING, ANSWERING = {"human", "user"}, {"gpt", "assistant", "model"}
 MARKER = "<image>"
 """What LLaVA's data put where the image stands; chat templates have marks of their own."""
 DESCRIBE = "Describe this image."
+MAX_ROWS = 2_000_000
+"""Each takes about 800 bytes of memory; the largest sets of instructions in use have under a million rows a file."""
 SHOWN_KEYS, SHOWN_NAME = 20, 40
 
 Turns = list[tuple[str, str | None]]
@@ -174,14 +176,14 @@ def _conversation(messages: object, image: StoredImage | None, folder: Path) -> 
     """
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise CalibrationError("its conversation is no list of messages", hint=HINT)
-    said = [(_first(message, "from", "role"), _first(message, "value", "content")) for message in messages]
+    said = [(str(_first(message, "from", "role")), _first(message, "value", "content")) for message in messages]
     if said and said[0][0] == "system":
         said = said[1:]
     turns: Turns = []
     named: list[Any] = []
     for number, (speaker, value) in enumerate(said):
         if speaker not in (ANSWERING if number % 2 else ASKING):
-            who = f"message {number + 1} is from {str(speaker)[:SHOWN_NAME]!r}"
+            who = f"message {number + 1} is from {speaker[:SHOWN_NAME]!r}"
             raise CalibrationError(f"{who}: question and answer must take turns", hint=HINT)
         text = text_of(f"message {number + 1}", _plain(value, named))
         if number % 2:

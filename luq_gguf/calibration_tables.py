@@ -13,17 +13,20 @@ import string
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from luq_gguf.calibration_images import StoredImage
 from luq_gguf.calibration_json import MAX_ROW, Found, require_narrow
-from luq_gguf.calibration_rows import KEYS, ONE_IMAGE, draft_of
+from luq_gguf.calibration_rows import KEYS, MAX_ROWS, ONE_IMAGE, draft_of
 from luq_gguf.errors import CalibrationError, ImageError
 from luq_gguf.small_files import require_regular
 
 REFERENCE = 64
 """A shorter text in the image column is the index of the row whose image is meant; VLMEvalKit's rule."""
+MAX_COLUMNS = 1_000_000
+"""Python needs some 60 bytes for each cell."""
 QUOTE = "quote tabs and line breaks, or export the table again"
 COLUMNS = (*KEYS, "image_path")
 
@@ -46,7 +49,7 @@ def read_table(path: Path, handle: BinaryIO) -> Found:
     names = _header(path, next(records, None))
     rows: list[tuple[str, dict[str, Any] | CalibrationError]] = []
     images: dict[str, StoredImage] = {}
-    for record in records:
+    for record in islice(records, MAX_ROWS + 1):
         if isinstance(record, CalibrationError):
             rows.append(("", record))
             continue
@@ -71,7 +74,7 @@ def read_table(path: Path, handle: BinaryIO) -> Found:
 
 def _records(path: Path, handle: BinaryIO, delimiter: str) -> Iterator[_Record | CalibrationError]:
     csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW))
-    lines = _Lines(handle)
+    lines = _Lines(handle, delimiter.encode())
     reader = csv.reader(lines, delimiter=delimiter)
     while True:
         lines.begin()
@@ -82,7 +85,7 @@ def _records(path: Path, handle: BinaryIO, delimiter: str) -> Iterator[_Record |
         except csv.Error as error:
             yield CalibrationError(f"{path}:{lines.first} is no row of a table: {error}", hint=QUOTE)
         except _TooLongError:
-            what = f"{path}:{lines.first} begins a row of more than {MAX_ROW:,} bytes"
+            what = f"{path}:{lines.first} begins a row of more than {MAX_ROW:,} bytes or {MAX_COLUMNS:,} columns"
             yield CalibrationError(what, hint="check its quotation marks")
         else:
             if values:
@@ -96,14 +99,15 @@ class _TooLongError(Exception):
 class _Lines:
     """Hands out a file's lines as text and knows where the present row began; broken UTF-8 comes as surrogates."""
 
-    def __init__(self, handle: BinaryIO) -> None:
-        self._handle = handle
+    def __init__(self, handle: BinaryIO, delimiter: bytes) -> None:
+        self._handle, self._delimiter = handle, delimiter
+        self._columns = 0
         self.start = self.end = handle.tell()
         self.first = self._line = 1
 
     def begin(self) -> None:
         """A row begins here."""
-        self.start, self.first = self.end, self._line
+        self.start, self.first, self._columns = self.end, self._line, 0
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -114,7 +118,8 @@ class _Lines:
             raise StopIteration
         self.end += len(line)
         self._line += line.endswith(b"\n")
-        if self.end - self.start > MAX_ROW:
+        self._columns += line.count(self._delimiter)
+        if self.end - self.start > MAX_ROW or self._columns > MAX_COLUMNS:
             raise _TooLongError
         return line.decode("utf-8", "surrogateescape")
 

@@ -6,7 +6,6 @@ that may take little memory and processor time and opens no files; its owner end
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import sys
@@ -19,6 +18,8 @@ from jinja2 import Template, TemplateError
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from luq_gguf.children import limit
+
 MEMORY_BYTES = 1 << 29
 MAX_TEXT = 1 << 24
 """Characters that all prompts of a request may have."""
@@ -27,8 +28,8 @@ LONGEST_REASON = 500
 
 def serve() -> None:
     """Answer requests until the owner closes the pipe."""
-    _limit("RLIMIT_AS", MEMORY_BYTES)
-    _limit("RLIMIT_FSIZE", 0)
+    limit("RLIMIT_AS", MEMORY_BYTES)
+    limit("RLIMIT_FSIZE", 0)
     for line in sys.stdin:
         request = json.loads(line)
         _allow_seconds(request["seconds"])
@@ -74,19 +75,7 @@ def _raise(message: str) -> NoReturn:
 
 def _allow_seconds(seconds: float) -> None:
     """Processor time for one more request; the owner measures the time on the clock."""
-    _limit("RLIMIT_CPU", math.ceil(time.process_time() + seconds) + 1)
-
-
-def _limit(name: str, value: int) -> None:
-    """Set a soft limit, within the hard one, where the platform has such limits."""
-    try:
-        import resource
-    except ImportError:
-        return
-    kind = getattr(resource, name)
-    hard = resource.getrlimit(kind)[1]
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
+    limit("RLIMIT_CPU", math.ceil(time.process_time() + seconds) + 1)
 
 
 if __name__ == "__main__":

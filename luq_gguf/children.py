@@ -21,6 +21,18 @@ def child_environment() -> dict[str, str]:
     return {**os.environ, "GGML_NO_BACKTRACE": "1", "PYTHONPATH": path}
 
 
+def limit(name: str, value: int) -> None:
+    """Set a soft limit of this process, within the hard one, where the platform has such limits."""
+    try:
+        import resource
+    except ImportError:
+        return
+    kind = getattr(resource, name)
+    hard = resource.getrlimit(kind)[1]
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
+
+
 class Child:
     """A module that runs in a process of its own: started when first needed, again after it died.
 

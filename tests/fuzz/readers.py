@@ -15,8 +15,11 @@ from PIL import Image
 
 from luq_gguf.artifacts import LayerScores, Plan, read_record
 from luq_gguf.bundle import bundle, split_bundle, unbundle
+from luq_gguf.calibration_images import Looker
+from luq_gguf.calibration_parquet import ParquetReader, read_parquet
 from luq_gguf.chat import ChatRenderer
 from luq_gguf.checkpoint import Checkpoint, read_config
+from luq_gguf.errors import CalibrationError
 from luq_gguf.export import export_text, export_vision, text_layout, write_header_only
 from luq_gguf.families import find_family
 from luq_gguf.gguf_file import GGUFFile
@@ -290,6 +293,22 @@ def read_calibration(form: str) -> Callable[[Path], None]:
     return read
 
 
+def read_parquet_rows(folder: Path) -> None:
+    """What `load_calibration` does with parquet, but with one child for all cases; damage may end it."""
+    path = folder / "rows.parquet"
+    looker = Looker()
+    with path.open("rb") as handle:
+        for row in list(read_parquet(path, handle, read_parquet_rows.renderer)):
+            if isinstance(row, CalibrationError):
+                raise row
+            picture = row.finish(looker).picture
+            if picture is not None:
+                picture.read()
+
+
+read_parquet_rows.renderer = ParquetReader()
+
+
 JSON_SIDE_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "config.json")
 READERS: dict[str, Reader] = {
     "safetensors": Reader(
@@ -327,7 +346,5 @@ READERS: dict[str, Reader] = {
     "calibration": Reader(prepare_calibration, {"rows.jsonl": damage_lines}, read_calibration("jsonl")),
     "calibration-json": Reader(prepare_calibration, {"rows.json": damage.damage_json}, read_calibration("json")),
     "calibration-table": Reader(prepare_calibration, {"rows.tsv": damage.damage_bytes}, read_calibration("tsv")),
-    "calibration-parquet": Reader(
-        prepare_calibration, {"rows.parquet": damage.damage_bytes}, read_calibration("parquet")
-    ),
+    "calibration-parquet": Reader(prepare_calibration, {"rows.parquet": damage.damage_bytes}, read_parquet_rows),
 }
