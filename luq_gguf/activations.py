@@ -372,8 +372,8 @@ class _Pass:
             entropy=rows,
             stability={key: order_stability(values) for key, values in rows.items()},
             tokens={key: sum(int((s.kinds == i).sum()) for s in self.counted) for i, key in enumerate(MODALITIES)},
-            samples=len(self.calibration.samples),
-            held_out=len(self.calibration.held_out),
+            samples=_count(self.counted),
+            held_out=_count(self.held_out),
             compute_type=self.compute_type,
             seed=self.seed,
             warnings=tuple(_warnings(rows, self.calibration, self.left_out)),
@@ -392,6 +392,11 @@ def group_pictures(pictures: Mapping[str, TokenizedSample]) -> list[list[str]]:
         groups[-1].append(key)
         room -= rows * columns
     return groups
+
+
+def _count(pieces: Iterable[TokenizedSample]) -> int:
+    """How many samples they are of: a long text is cut into several."""
+    return len({piece.id.partition("/")[0] for piece in pieces})
 
 
 def _without_images(samples: Iterable[TokenizedSample]) -> list[TokenizedSample]:

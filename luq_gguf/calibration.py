@@ -131,17 +131,19 @@ def _finish(
     while True:
         chosen = _choose(drafts, count, seed)
         new = {draft.id for draft in chosen} - samples.keys()
-        bad = set()
-        for number, draft in enumerate(draft for draft in drafts if draft.id in new):
-            if len(new) >= MANY:
-                progress("check images", number, len(new))
+        images = sum(draft.id in new and draft.image is not None for draft in drafts)
+        seen, bad = 0, set[str]()
+        for draft in drafts:
+            if draft.id not in new:
+                continue
             try:
                 samples[draft.id] = draft.finish(looker)
             except CalibrationError as error:
                 left_out.add(error)
                 bad.add(draft.id)
-        if len(new) >= MANY:
-            progress("check images", len(new), len(new))
+            seen += draft.image is not None
+            if images >= MANY:
+                progress("check images", seen, images)
         if not bad:
             return [samples[draft.id] for draft in chosen]
         drafts = [draft for draft in drafts if draft.id not in bad]

@@ -23,6 +23,7 @@ CHUNK = MIB
 WIDE = {b"\xff\xfe", b"\xfe\xff"}
 BOM = b"\xef\xbb\xbf"
 BLANK = re.compile(r"[ \t\r\n]*")
+NUMBER = re.compile(r"[-+.0-9eE]*")
 Found = Iterator[Draft | CalibrationError]
 
 
@@ -171,7 +172,8 @@ class _Items:
                 if not self._read_on():
                     raise
                 continue
-            length, at_the_edge = end - self._place, end == len(self._text)
+            length, rest = end - self._place, NUMBER.match(self._text, end)
+            at_the_edge = rest is not None and rest.end() == len(self._text)
             if not at_the_edge or not self._read_on():  # a number may go on behind the edge
                 self._place += length
                 return value

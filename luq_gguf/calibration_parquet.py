@@ -96,7 +96,7 @@ class _ImageCells:
         self._path, self._reader = path, reader
         self._spool = tempfile.SpooledTemporaryFile(max_size=SPOOLED)  # noqa: SIM115 - closed with this object
         self._places: dict[tuple[int, str, int], tuple[int, int]] = {}
-        weakref.finalize(self, _close, self._spool, reader)
+        weakref.finalize(self, self._spool.close)
 
     def read(self, row: int, name: str, number: int) -> bytes:
         """The bytes of an image; raises ImageError where the file is not what it was."""
@@ -116,8 +116,3 @@ class _ImageCells:
     def close(self) -> None:
         """End the child; it starts again when it is needed."""
         self._reader.close()
-
-
-def _close(spool: Any, reader: ParquetReader) -> None:
-    spool.close()
-    reader.close()

@@ -18,7 +18,7 @@ from luq_gguf.artifacts import MODALITIES
 from luq_gguf.checkpoint import Checkpoint
 from luq_gguf.demo.scenes import draw_scene, make_scene
 from luq_gguf.entropy import measure_entropy, token_rank
-from luq_gguf.errors import CheckpointError, TensorError
+from luq_gguf.errors import CalibrationError, CheckpointError, TensorError
 from luq_gguf.families import find_family
 from luq_gguf.families.qwen_vl_modules import positions_of
 from luq_gguf.images import Picture
@@ -373,3 +373,18 @@ def test_texts_alone_need_no_picture(pico_checkpoint: Path):
 def test_the_compute_type_is_what_was_asked_for():
     assert (resolve_compute_type("bf16"), resolve_compute_type("f32")) == ("bf16", "f32")
     assert resolve_compute_type("auto") in ("bf16", "f32")
+
+
+def test_samples_that_the_model_cannot_take_are_left_out_and_counted(pico_checkpoint: Path):
+    long = Sample("endless", "word " * 2000, origin="rows.jsonl:8")
+    text = Sample("pages", text="You are a helpful assistant. " * 400)
+    calibration = CalibrationSet("a set", (*COUNTED, long, text), HELD_OUT, "digest", skip_bad=True)
+    checkpoint = Checkpoint.open(pico_checkpoint)
+    scores = analyze(checkpoint, find_family(checkpoint.config, checkpoint), calibration, compute_type="f32").scores
+    assert (scores.samples, scores.held_out) == (len(COUNTED) + 1, len(HELD_OUT))
+    assert any(
+        line.startswith("1 samples of a set do not fit the model, the first: rows.jsonl:8") for line in scores.warnings
+    )
+    refused = replace(calibration, skip_bad=False)
+    with pytest.raises(CalibrationError, match=r"rows\.jsonl:8"):
+        analyze(checkpoint, find_family(checkpoint.config, checkpoint), refused, compute_type="f32")

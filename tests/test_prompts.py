@@ -217,3 +217,26 @@ def test_the_built_in_set_has_the_tokens_for_all_clusters(maker):
     texts = int((kinds == MODALITIES.index("text")).sum())
     assert min(texts, len(kinds) - texts) >= 1000
     assert len({sample.id for sample in samples}) == len(samples)
+
+
+def unreadable() -> Image.Image:
+    raise AssertionError("it was read")
+
+
+def test_pictures_are_not_read_for_their_tokens(maker):
+    (found,) = maker.tokenize(Sample("s", "What?", picture=Picture("a", "k", unreadable, (112, 84))))
+    assert found.grid == (3, 4)
+    with pytest.raises(AssertionError, match="it was read"):
+        found.picture.read()
+
+
+def test_samples_that_do_not_fit_are_named_by_their_place_or_left_out(maker):
+    narrow = Sample("n", "What?", picture=Picture("a", "k", unreadable, (4, 900)), origin="rows.jsonl:7")
+    long = Sample("l", "word " * 2000, origin="rows.jsonl:8")
+    fine = Sample("f", "Who?")
+    for sample, words in ((narrow, r"rows\.jsonl:7: .* too narrow"), (long, r"rows\.jsonl:8: sample l has \d+ tokens")):
+        with pytest.raises(CalibrationError, match=words):
+            maker.all_of([fine, sample])
+    left_out: list[str] = []
+    assert [piece.id for piece in maker.all_of([narrow, fine, long], left_out)] == ["f"]
+    assert [reason.partition(": ")[0] for reason in left_out] == ["rows.jsonl:7", "rows.jsonl:8"]

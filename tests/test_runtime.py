@@ -234,3 +234,13 @@ def test_wrong_files_are_refused_by_name(demo_files: tuple[Path, Path], tmp_path
         Runtime(text, text)
     with Runtime(*demo_files, threads=1) as runtime:
         assert runtime.answer(QUESTION, picture(112, 112), max_tokens=2)
+
+
+def test_images_are_made_smaller_as_in_a_calibration_with_the_same_limit(demo_files: tuple[Path, Path]) -> None:
+    image = picture(280, 224)
+    fitted = fit_to_grid(image, 28, 8 * 784, 20 * 784)
+    assert fitted.width * fitted.height == 20 * 784
+    with Runtime(*demo_files, threads=1, image_tokens=20) as small, Runtime(*demo_files, threads=1) as full:
+        found = small.start("what color?", image)
+        assert np.array_equal(found, full.start("what color?", fitted))
+        assert not np.array_equal(found, full.start("what color?", image))
