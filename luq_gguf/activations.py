@@ -376,6 +376,7 @@ class _Pass:
             held_out=_count(self.held_out),
             compute_type=self.compute_type,
             seed=self.seed,
+            image_tokens=self.image_tokens,
             warnings=tuple(_warnings(rows, self.calibration, self.left_out)),
         )
 

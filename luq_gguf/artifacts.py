@@ -61,7 +61,7 @@ class LayerScores(Record):
     `entropy` maps "<site>_<tokens>" to one row a layer; sites are "output" (the layer's output, the
     paper's choice) and "input" (its input norm's output), tokens are "multimodal" (image and text tokens
     of samples with an image) and "text" (text-only samples). `stability` gives, under the same keys,
-    the mean Kendall's tau between the orders of two seeds.
+    the mean Kendall's tau between the orders of two seeds. `image_tokens` is the most that an image had.
     """
 
     format: Literal["luq-gguf scores 1"] = "luq-gguf scores 1"
@@ -74,6 +74,7 @@ class LayerScores(Record):
     held_out: int
     compute_type: str
     seed: int
+    image_tokens: int | None = Field(default=None, ge=1)
     warnings: tuple[str, ...] = ()
 
 

@@ -56,6 +56,7 @@ def test_with_a_model_the_counts_are_those_of_its_analysis(rows: Path, pico_chec
     calibration = load_calibration(rows, skip_bad=True, held_out_share=0)
     made = analyze(checkpoint, find_family(checkpoint.config, checkpoint), calibration, image_tokens=36)
     assert found["tokens"] == made.scores.tokens
+    assert made.scores.image_tokens == made.reference.context["image_tokens"] == 36
     assert (max(found["picture_tokens"]), found["exact"]) == (36, True)
 
 
