@@ -82,7 +82,7 @@ def _report(code: int) -> int:
         )
     else:
         _say(
-            f"the process crashed ({name}), in llama.cpp or another library; {KEPT}; if it crashes there again, "
+            f"the process crashed ({name}), in a library or for want of memory; {KEPT}; if it crashes there again, "
             "report the command and what stands above"
         )
     return 1
@@ -104,6 +104,10 @@ def _serve() -> NoReturn:
         os._exit(INTERRUPTED)
     except SystemExit as ended:
         sys.exit(FAILED if ended.code == 1 else ended.code)
+    except BaseException:  # the commands tell their own errors: these could not even be loaded
+        if "--debug" in sys.argv:
+            raise
+        os._exit(1)
 
 
 def _watch(watched: int) -> None:
