@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from luq_gguf.cli import main
-from tests.pico import encode, pico_weights, write_shards
+from tests.pico import pico_weights
+from tests.pico_files import encode, write_shards
 
 FEW = ("--calib", "shapes", "--samples", "8", "--threads", "1", "--compute-type", "f32", "--low-type", "Q2_K")
 PATIENCE = 20

@@ -1,18 +1,23 @@
-"""Pico Qwen2.5-VL checkpoints with seeded random weights, in both forms in which they are found.
-
-Everything is derived from the arguments alone (numpy's PCG64, a vocabulary spelled out here), so that
-golden files made on another machine hold here too.
-"""
+"""Pico Qwen2.5-VL checkpoints with seeded random weights, in both forms in which they are found."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from tests.pico_files import (
+    TORCH_DTYPES,
+    added_token,
+    byte_level_vocabulary,
+    draw_weights,
+    tokenizer_json,
+    vocabulary_files,
+    write_checkpoint,
+)
+from tests.pico_shapes import Decoder, Shapes, decoder_shapes, with_bias
 
 HIDDEN = 256
 FFN = 512
@@ -29,13 +34,7 @@ SPECIAL_TOKENS = (
     "<|image_pad|>", "<|video_pad|>",
 )  # fmt: skip
 PLAIN_ADDED_TOKENS = ("<tool_call>", "</tool_call>")
-WORDS = (
-    "system user assistant You are a helpful assistant. What is in the picture? red green blue yellow purple black "
-    "circle square triangle cross star top left right bottom how many things yes no one two three four where"
-)
-PRETOKENIZE_REGEX = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+ADDED_TOKENS = dict.fromkeys(SPECIAL_TOKENS, True) | dict.fromkeys(PLAIN_ADDED_TOKENS, False)
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if loop.first and message['role'] != 'system' %}"
@@ -66,150 +65,38 @@ def build_pico(
 
     `dtype` is bf16, f16 or f32; `form` is "hub" (flat config) or "transformers5" (nested config).
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = dict(pico_weights(seed=seed, layers=layers, tied=tied))
-    write_shards(folder, {name: encode(value, dtype) for name, value in tensors.items()}, dtype, shards)
-    vocabulary, merges = byte_level_vocabulary()
+    vocabulary, merges = byte_level_vocabulary(ADDED_TOKENS)
     files = side_files(vocabulary, merges, form)
     config = hub_config(vocabulary, layers, tied, dtype)
     files["config.json"] = config if form == "hub" else nested_config(config)
-    for name, content in files.items():
-        text = content if isinstance(content, str) else json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        (folder / name).write_text(text, encoding="utf-8")
-    return folder
+    return write_checkpoint(folder, pico_weights(seed=seed, layers=layers, tied=tied), files, dtype, shards)
 
 
 def pico_weights(*, seed: int, layers: int, tied: bool = False) -> Iterator[tuple[str, np.ndarray]]:
-    """Hub names and float32 values, scaled so that activations stay of order one."""
-    for number, (name, shape) in enumerate(pico_shapes(layers, tied).items()):
-        draw = draw_uniform([seed, number], shape)
-        if name.endswith("bias"):
-            value = draw * np.float32(0.1)
-        elif len(shape) == 1:
-            value = 1 + draw * np.float32(0.1)
-        elif name.endswith("embed_tokens.weight"):
-            value = draw
-        else:
-            value = draw * np.float32(1 / math.sqrt(math.prod(shape[1:])))
-        yield name, value.astype(np.float32)
+    """Hub names and float32 values."""
+    return draw_weights(pico_shapes(layers, tied), seed)
 
 
-def draw_uniform(seed: list[int], shape: tuple[int, ...]) -> np.ndarray:
-    """Unit variance, from the generator's raw bits: numpy keeps those the same in all versions."""
-    bits = np.random.PCG64(seed).random_raw(math.prod(shape)) >> np.uint64(40)
-    return ((bits.astype(np.float32) / np.float32(1 << 23) - 1) * np.float32(math.sqrt(3))).reshape(shape)
+def pico_shapes(layers: int, tied: bool) -> Shapes:
+    size = Decoder(HIDDEN, FFN, HEADS, KV_HEADS, HIDDEN // HEADS, VOCABULARY, qkv_bias=True)
+    return decoder_shapes(size, layers, head=None if tied else "lm_head.weight") | _vision_shapes()
 
 
-def pico_shapes(layers: int, tied: bool) -> dict[str, tuple[int, ...]]:
-    head, kv = HIDDEN // HEADS, KV_HEADS * HIDDEN // HEADS
-    assert head == 64
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN)}
-    for layer in range(layers):
-        prefix = f"model.layers.{layer}."
-        for name, rows in (("q", HIDDEN), ("k", kv), ("v", kv)):
-            shapes[f"{prefix}self_attn.{name}_proj.weight"] = (rows, HIDDEN)
-            shapes[f"{prefix}self_attn.{name}_proj.bias"] = (rows,)
-        shapes[f"{prefix}self_attn.o_proj.weight"] = (HIDDEN, HIDDEN)
-        shapes[f"{prefix}mlp.gate_proj.weight"] = (FFN, HIDDEN)
-        shapes[f"{prefix}mlp.up_proj.weight"] = (FFN, HIDDEN)
-        shapes[f"{prefix}mlp.down_proj.weight"] = (HIDDEN, FFN)
-        shapes[f"{prefix}input_layernorm.weight"] = (HIDDEN,)
-        shapes[f"{prefix}post_attention_layernorm.weight"] = (HIDDEN,)
-    shapes["model.norm.weight"] = (HIDDEN,)
-    if not tied:
-        shapes["lm_head.weight"] = (VOCABULARY, HIDDEN)
-    return shapes | _vision_shapes()
-
-
-def _vision_shapes() -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {"visual.patch_embed.proj.weight": (VISION_HIDDEN, 3, 2, 14, 14)}
+def _vision_shapes() -> Shapes:
+    shapes: Shapes = {"visual.patch_embed.proj.weight": (VISION_HIDDEN, 3, 2, 14, 14)}
     for block in range(VISION_DEPTH):
-        linears = {
-            "attn.qkv": (3 * VISION_HIDDEN, VISION_HIDDEN),
-            "attn.proj": (VISION_HIDDEN, VISION_HIDDEN),
-            "mlp.gate_proj": (VISION_FFN, VISION_HIDDEN),
-            "mlp.up_proj": (VISION_FFN, VISION_HIDDEN),
-            "mlp.down_proj": (VISION_HIDDEN, VISION_FFN),
-        }
-        for name, shape in linears.items():
-            shapes[f"visual.blocks.{block}.{name}.weight"] = shape
-            shapes[f"visual.blocks.{block}.{name}.bias"] = shape[:1]
-        for norm in ("norm1", "norm2"):
-            shapes[f"visual.blocks.{block}.{norm}.weight"] = (VISION_HIDDEN,)
+        prefix = f"visual.blocks.{block}."
+        shapes |= with_bias({
+            f"{prefix}attn.qkv": (3 * VISION_HIDDEN, VISION_HIDDEN),
+            f"{prefix}attn.proj": (VISION_HIDDEN, VISION_HIDDEN),
+            f"{prefix}mlp.gate_proj": (VISION_FFN, VISION_HIDDEN),
+            f"{prefix}mlp.up_proj": (VISION_FFN, VISION_HIDDEN),
+            f"{prefix}mlp.down_proj": (VISION_HIDDEN, VISION_FFN),
+        })  # fmt: skip
+        shapes |= {f"{prefix}norm1.weight": (VISION_HIDDEN,), f"{prefix}norm2.weight": (VISION_HIDDEN,)}
     merged = 4 * VISION_HIDDEN
     shapes["visual.merger.ln_q.weight"] = (VISION_HIDDEN,)
-    shapes["visual.merger.mlp.0.weight"] = (merged, merged)
-    shapes["visual.merger.mlp.0.bias"] = (merged,)
-    shapes["visual.merger.mlp.2.weight"] = (HIDDEN, merged)
-    shapes["visual.merger.mlp.2.bias"] = (HIDDEN,)
-    return shapes
-
-
-def encode(value: np.ndarray, dtype: str) -> np.ndarray:
-    """float32 -> the stored array; bf16 as its raw bits (round to nearest even)."""
-    if dtype == "f32":
-        return value
-    if dtype == "f16":
-        return value.astype(np.float16)
-    bits = value.view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-
-
-def write_shards(folder: Path, tensors: dict[str, np.ndarray], dtype: str, shards: int) -> None:
-    """Write tensors as one file, or dealt out to several with an index."""
-    if shards == 1:
-        write_safetensors(folder / "model.safetensors", tensors, dtype)
-        return
-    names = list(tensors)
-    weight_map = {}
-    for shard in range(shards):
-        file = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
-        part = {name: tensors[name] for name in names[shard::shards]}
-        write_safetensors(folder / file, part, dtype)
-        weight_map |= dict.fromkeys(part, file)
-    total = sum(value.nbytes for value in tensors.values())
-    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-
-
-def write_safetensors(path: Path, tensors: dict[str, np.ndarray], dtype: str) -> None:
-    """Write a safetensors file by its specification: 8 bytes of header length, JSON, data."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, value in tensors.items():
-        header[name] = {
-            "dtype": dtype.upper(),
-            "shape": list(value.shape),
-            "data_offsets": [offset, offset + value.nbytes],
-        }
-        offset += value.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as handle:
-        handle.write(len(text).to_bytes(8, "little") + text)
-        for value in tensors.values():
-            handle.write(value.tobytes())
-
-
-def byte_level_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """GPT-2's byte alphabet and the merges that spell out WORDS, then the special tokens."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    letters = {byte: chr(byte) for byte in printable} | {byte: chr(256 + rank) for rank, byte in enumerate(others)}
-    vocabulary = {letter: rank for rank, letter in enumerate(sorted(letters.values()))}
-    merges: list[tuple[str, str]] = []
-    for word in WORDS.split():
-        for text in (word, " " + word):
-            spelled = [letters[byte] for byte in text.encode()]
-            built = spelled[0]
-            for letter in spelled[1:]:
-                if built + letter not in vocabulary and len(vocabulary) < 480:
-                    vocabulary[built + letter] = len(vocabulary)
-                    merges.append((built, letter))
-                built += letter
-    for token in (*SPECIAL_TOKENS, *PLAIN_ADDED_TOKENS):
-        vocabulary[token] = len(vocabulary)
-    return vocabulary, merges
+    return shapes | with_bias({"visual.merger.mlp.0": (merged, merged), "visual.merger.mlp.2": (HIDDEN, merged)})
 
 
 def hub_config(ids: dict[str, int], layers: int, tied: bool, dtype: str) -> dict[str, Any]:
@@ -238,7 +125,7 @@ def hub_config(ids: dict[str, int], layers: int, tied: bool, dtype: str) -> dict
         "rope_theta": 1000000.0,
         "sliding_window": 1024,
         "tie_word_embeddings": tied,
-        "torch_dtype": {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}[dtype],
+        "torch_dtype": TORCH_DTYPES[dtype],
         "use_cache": True,
         "use_sliding_window": False,
         "vision_config": {
@@ -319,14 +206,12 @@ def side_files(ids: dict[str, int], merges: list[tuple[str, str]], form: str) ->
         "top_p": 0.001,
     }
     files: dict[str, Any] = {
-        "tokenizer.json": tokenizer_json(ids, merges),
+        "tokenizer.json": tokenizer_json(ids, merges, ADDED_TOKENS),
         "tokenizer_config.json": tokenizer_config(ids, form),
         "generation_config.json": generation,
     }
     if form == "hub":
-        plain = {token: rank for token, rank in ids.items() if token not in (*SPECIAL_TOKENS, *PLAIN_ADDED_TOKENS)}
-        files["vocab.json"] = json.dumps(plain, ensure_ascii=False)
-        files["merges.txt"] = "#version: 0.2\n" + "".join(f"{left} {right}\n" for left, right in merges)
+        files |= vocabulary_files(ids, merges, ADDED_TOKENS)
         files["chat_template.json"] = {"chat_template": CHAT_TEMPLATE}
         pixels = {"min_pixels": 3136, "max_pixels": 401408}
         files["preprocessor_config.json"] = pixels | image | {"processor_class": "Qwen2_5_VLProcessor"}
@@ -336,48 +221,10 @@ def side_files(ids: dict[str, int], merges: list[tuple[str, str]], form: str) ->
     return files
 
 
-def added_token(token: str) -> dict[str, Any]:
-    return {
-        "content": token,
-        "single_word": False,
-        "lstrip": False,
-        "rstrip": False,
-        "normalized": False,
-        "special": token in SPECIAL_TOKENS,
-    }
-
-
-def tokenizer_json(ids: dict[str, int], merges: list[tuple[str, str]]) -> dict[str, Any]:
-    added = [{"id": ids[token]} | added_token(token) for token in (*SPECIAL_TOKENS, *PLAIN_ADDED_TOKENS)]
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
-    split = {"type": "Split", "pattern": {"Regex": PRETOKENIZE_REGEX}, "behavior": "Isolated", "invert": False}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": added,
-        "normalizer": {"type": "NFC"},
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
-        "post_processor": byte_level,
-        "decoder": byte_level,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": {
-                token: rank for token, rank in ids.items() if token not in (*SPECIAL_TOKENS, *PLAIN_ADDED_TOKENS)
-            },
-            "merges": [list(pair) for pair in merges],
-        },
-    }
-
-
-def tokenizer_config(ids: dict[str, int], form: str) -> dict[str, Any]:
+def tokenizer_config(
+    ids: dict[str, int], form: str, template: str = CHAT_TEMPLATE, more: dict[str, bool] | None = None
+) -> dict[str, Any]:
+    """Qwen's `tokenizer_config.json`; `more` are added tokens beyond Qwen2.5-VL's, special or not."""
     shared = {
         "add_prefix_space": False,
         "bos_token": None,
@@ -391,8 +238,9 @@ def tokenizer_config(ids: dict[str, int], form: str) -> dict[str, Any]:
         "unk_token": None,
     }
     if form == "hub":
-        added = {str(ids[token]): added_token(token) for token in (*SPECIAL_TOKENS, *PLAIN_ADDED_TOKENS)}
-        extra = {"additional_special_tokens": list(SPECIAL_TOKENS[1:]), "chat_template": CHAT_TEMPLATE}
+        known = (ADDED_TOKENS | (more or {})).items()
+        added = {str(ids[token]): added_token(token, special) for token, special in known}
+        extra = {"additional_special_tokens": list(SPECIAL_TOKENS[1:]), "chat_template": template}
         return {"add_bos_token": False, "added_tokens_decoder": added} | extra | shared
     return {"backend": "tokenizers", "extra_special_tokens": list(SPECIAL_TOKENS[1:]), "is_local": True} | shared
 

@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 from luq_gguf.checkpoint import Checkpoint, resolve_model
 from luq_gguf.errors import CheckpointError, LuqError, TensorError
 from luq_gguf.safetensors_index import read_header
-from tests.pico import build_pico, encode, write_safetensors
+from tests.pico import build_pico
+from tests.pico_files import encode, write_safetensors
 
 INDEX = "model.safetensors.index.json"
 

@@ -29,7 +29,8 @@ from luq_gguf.export import (
     write_header_only,
 )
 from luq_gguf.families import Family, find_family
-from tests.pico import GOLDEN_CASES, build_golden_case, build_pico, encode, pico_weights, write_shards
+from tests.pico import GOLDEN_CASES, build_golden_case, build_pico, pico_weights
+from tests.pico_files import encode, write_shards
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN_FILES = sorted(path.stem for path in (ROOT / "tests" / "golden").glob("*.json"))

@@ -16,7 +16,8 @@ from luq_gguf.errors import CheckpointError, TensorError
 from luq_gguf.families import find_family
 from luq_gguf.families.qwen_vl_modules import Modules, positions_of
 from luq_gguf.images import fit_to_grid, patchify
-from tests.pico import build_pico, pico_weights, write_safetensors
+from tests.pico import build_pico, pico_weights
+from tests.pico_files import write_safetensors
 
 
 def modules_of(folder: Path, dtype: torch.dtype = torch.float32) -> Modules:
