@@ -31,13 +31,14 @@ IMAGE_SIZE = 56
 PATCH = 14
 IMAGE_TOKENS = 4
 PIECES = 480
+LAYOUT_TOKENS = ("\n", "\n\n", *(SPACE * count for count in range(2, 32)))
+PLAIN_TOKENS = ("<mask>", "<unused0>", *LAYOUT_TOKENS)
 FIRST_PIECES = {
-    "<pad>": CONTROL, "<eos>": CONTROL, "<bos>": CONTROL, "<unk>": UNKNOWN, "<mask>": USER_DEFINED,
-    "<unused0>": USER_DEFINED, "<start_of_turn>": USER_DEFINED, "<end_of_turn>": USER_DEFINED, "\n": USER_DEFINED,
-    "\n\n": USER_DEFINED, SPACE * 2: USER_DEFINED, SPACE * 3: USER_DEFINED, "<start_of_image>": USER_DEFINED,
-    "<end_of_image>": USER_DEFINED,
-}  # fmt: skip
-PLAIN_TOKENS = ("<mask>", "<unused0>", "\n", "\n\n", SPACE * 2, SPACE * 3)
+    **dict.fromkeys(("<pad>", "<eos>", "<bos>"), CONTROL),
+    "<unk>": UNKNOWN,
+    **dict.fromkeys(("<mask>", "<unused0>", "<start_of_turn>", "<end_of_turn>"), USER_DEFINED),
+    **dict.fromkeys((*LAYOUT_TOKENS, "<start_of_image>", "<end_of_image>"), USER_DEFINED),
+}
 IDS = {token: rank for rank, token in enumerate(FIRST_PIECES)}
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
@@ -193,9 +194,9 @@ def tokenizer_files(pieces: list[Piece]) -> dict[str, Any]:
         "tokenizer_class": "GemmaTokenizer",
         "use_default_system_prompt": False,
     }
-    ids = {"unk": IDS["<unk>"], "bos": IDS["<bos>"], "eos": IDS["<eos>"], "pad": IDS["<pad>"]}
+    roles = {"unk": IDS["<unk>"], "bos": IDS["<bos>"], "eos": IDS["<eos>"], "pad": IDS["<pad>"]}
     return {
-        "tokenizer.model": model_file(pieces, ids, dummy_prefix=False),
+        "tokenizer.model": model_file(pieces, roles, dummy_prefix=False),
         "tokenizer.json": piece_tokenizer_json(
             pieces,
             added,

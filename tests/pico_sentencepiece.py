@@ -46,11 +46,12 @@ def merges_of(pieces: list[Piece]) -> list[list[str]]:
     return [list(pair) for pair in merges]
 
 
-def model_file(pieces: list[Piece], ids: dict[str, int], *, dummy_prefix: bool) -> bytes:
-    """`tokenizer.model`: a ModelProto in protobuf's wire format; `ids` are those of unk, bos, eos, pad."""
+def model_file(pieces: list[Piece], roles: dict[str, int], *, dummy_prefix: bool) -> bytes:
+    """`tokenizer.model`: a ModelProto in protobuf's wire format; `roles` are the ids of unk, bos, eos, pad."""
     trainer = _number(3, 2) + _number(4, len(pieces)) + _number(35, 1)
     fields = {"unk": 40, "bos": 41, "eos": 42, "pad": 43}
-    trainer += b"".join(_number(field, ids[name]) for name, field in fields.items() if name in ids)
+    for role, rank in roles.items():
+        trainer += _number(fields[role], rank) + _block(fields[role] + 5, pieces[rank].text.encode())
     normalizer = _block(1, b"identity") + _number(3, int(dummy_prefix)) + _number(4, 0) + _number(5, 1)
     return b"".join(_block(1, _piece(piece)) for piece in pieces) + _block(2, trainer) + _block(3, normalizer)
 
