@@ -4,11 +4,13 @@
 
 The folder comes from the source archive of llama-cpp-python:
 `pip download --no-deps --no-binary :all: llama-cpp-python==0.3.36`, then unpack it. The converter is
-not part of this repository. It knows tokenizers by a hash, so the home-made ones are declared to be Qwen2's; and
-it imports sentencepiece before it looks for tokenizer.model, so where that is not installed the look comes first.
+not part of this repository. It knows tokenizers by a hash, so the home-made byte-level ones are declared to be
+Llama 3's or Qwen2's; and it imports sentencepiece before it looks for tokenizer.model, so where that is not installed
+the look comes first. For LLaVA-1.5 and Gemma 3 it must be installed.
 
 A golden file holds, for every output type and for text model and mmproj: each tensor's shape, type and SHA-256,
-and each metadata key's type and value (long arrays: length and SHA-256 of their JSON).
+and each metadata key's type and value (long arrays: length and SHA-256 of their JSON). There is no mmproj of text
+models, nor of LLaVA-1.5, whose image part this converter refuses.
 """
 
 from __future__ import annotations
@@ -64,24 +66,36 @@ def load_converter(folder: Path) -> types.ModuleType:
     sys.path[:0] = [str(folder), str(folder / "gguf-py")]
     converter = importlib.import_module("convert_hf_to_gguf")
     base = importlib.import_module("conversion.base")
-    base.TextModel.get_vocab_base_pre = lambda self, tokenizer: "qwen2"
+    base.TextModel.get_vocab_base_pre = _tokenizer_name
     if importlib.util.find_spec("sentencepiece") is None:
         base.TextModel._create_vocab_sentencepiece = _no_sentencepiece
     return converter
 
 
+def _tokenizer_name(model: Any, tokenizer: Any) -> str:
+    return "llama-bpe" if model.hparams["model_type"] == "llama" else "qwen2"
+
+
 def _no_sentencepiece(model: Any) -> None:
-    """What the converter finds where sentencepiece is installed: these checkpoints have no such tokenizer."""
-    assert not (model.dir_model / "tokenizer.model").exists()
+    """What the converter finds where sentencepiece is installed, for checkpoints that have no such tokenizer."""
+    if (model.dir_model / "tokenizer.model").exists():
+        raise SystemExit("this checkpoint has a tokenizer.model: install sentencepiece")
     raise FileNotFoundError("tokenizer.model")
+
+
+def has_image_part(checkpoint: Path) -> bool:
+    """Whether the converter makes an mmproj of this checkpoint."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    return "vision_config" in config and config["model_type"] != "llava"
 
 
 def run_converter(converter: types.ModuleType, checkpoint: Path) -> dict[str, Any]:
     """Every output type of one checkpoint, as "text-f16", "mmproj-f16", ..."""
     made = {}
+    kinds = {"text": [], "mmproj": ["--mmproj"]} if has_image_part(checkpoint) else {"text": []}
     with tempfile.TemporaryDirectory() as work:
         for output_type in OUTPUT_TYPES:
-            for kind, extra in (("text", []), ("mmproj", ["--mmproj"])):
+            for kind, extra in kinds.items():
                 target = Path(work) / f"{kind}-{output_type}.gguf"
                 arguments = [str(checkpoint), "--outtype", output_type, "--outfile", str(target), *extra]
                 sys.argv = ["convert_hf_to_gguf.py", *arguments]
@@ -93,18 +107,20 @@ def run_converter(converter: types.ModuleType, checkpoint: Path) -> dict[str, An
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--llama-cpp", type=Path, required=True, help="llama.cpp's folder in the source archive")
-    parser.add_argument("--only", help="one case: demo, or a name of tests/pico.py's GOLDEN_CASES")
+    parser.add_argument("--only", help="one case: demo, or a name of GOLDEN_CASES or FAMILY_GOLDEN_CASES in tests")
     parser.add_argument("--out", type=Path, default=GOLDEN)
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     from tests.pico import GOLDEN_CASES, build_golden_case
+    from tests.picos import FAMILY_GOLDEN_CASES, build_family_golden_case
 
-    cases = [options.only] if options.only else [*GOLDEN_CASES, "demo"]
+    cases = [options.only] if options.only else [*GOLDEN_CASES, *FAMILY_GOLDEN_CASES, "demo"]
     converter = load_converter(options.llama_cpp.resolve())
     options.out.mkdir(parents=True, exist_ok=True)
     for case in cases:
         with tempfile.TemporaryDirectory() as work:
-            checkpoint = DEMO if case == "demo" else build_golden_case(Path(work), case)
+            build = build_family_golden_case if case in FAMILY_GOLDEN_CASES else build_golden_case
+            checkpoint = DEMO if case == "demo" else build(Path(work), case)
             made = run_converter(converter, checkpoint)
         target = options.out / f"{case}.json"
         target.write_text(json.dumps(made, indent=1, ensure_ascii=True) + "\n")
