@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +21,11 @@ from luq_gguf.checkpoint import Checkpoint
 from luq_gguf.entropy import choose_tokens, entropy_warning, measure_entropy, order_stability, token_rank
 from luq_gguf.errors import ArtifactError, CalibrationError, CheckpointError
 from luq_gguf.families.base import Family
-from luq_gguf.images import patchify
 from luq_gguf.imatrix import Sums
 from luq_gguf.progress import Progress, silent
 from luq_gguf.prompts import IMAGE, PromptMaker, TokenizedSample
 from luq_gguf.reference import Reference, score_answers
-from luq_gguf.samples import CalibrationSet
+from luq_gguf.samples import CalibrationSet, without_pictures
 
 if TYPE_CHECKING:
     import torch
@@ -95,13 +94,17 @@ class Batch:
     """Samples of similar length, padded on the right; `states` (batch, tokens, hidden) changes layer by layer.
 
     `modality` (3, batch * tokens) is 1 where a token of a calibration sample is of that modality: all others,
-    padding too, are counted nowhere. No token sees what is to its right, so padding changes nothing.
+    padding too, are counted nowhere. `is_image` (batch, tokens) is 1 where an image is; `deep` holds the features that
+    are added there after the first layers, (places, hidden) for each. No text sees what is to its right, so padding
+    changes nothing.
     """
 
     samples: list[TokenizedSample]
     states: torch.Tensor
-    rotary: tuple[torch.Tensor, torch.Tensor]
+    rotary: Any
     modality: torch.Tensor
+    is_image: torch.Tensor
+    deep: tuple[torch.Tensor, ...] = ()
 
 
 @dataclass
@@ -151,26 +154,28 @@ class _Pass:
     ) -> None:
         import torch
 
+        if family.vision is None:
+            calibration = without_pictures(calibration)
         self.family, self.calibration, self.seed, self.progress = family, calibration, seed, progress
         self.compute_type, self.digest = compute_type, checkpoint.digest
         dtype = torch.bfloat16 if compute_type == "bf16" else torch.float32
-        self.modules = family.modules().Modules(checkpoint, family, dtype)
-        tokens = {"image_token": self.modules.image_token, "end_token": self.modules.end_token}
-        maker = PromptMaker(checkpoint, family, **tokens, image_tokens=image_tokens)
+        self.modules = family.modules()(checkpoint, family, dtype)
+        maker = PromptMaker(checkpoint, family, image_tokens=image_tokens)
         self.image_tokens = maker.image_tokens
         self.left_out: list[str] = []
         left_out = self.left_out if calibration.skip_bad else None
         self.counted = maker.all_of(calibration.samples, left_out)
         self.held_out = maker.all_of(calibration.held_out, left_out)
         if not self.counted:
-            raise CalibrationError(f"{calibration.name} holds no sample that this model takes", hint=self.left_out[0])
+            hint = next(iter(self.left_out), "it takes no images: give texts")
+            raise CalibrationError(f"{calibration.name} holds no sample that this model takes", hint=hint)
         self.collector = Collector()
         self.rows: dict[str, list[EntropyRow]] = {}
         self.kept = AnalysisState(keep)
 
     def run(self, *, input_entropy: bool) -> Analysis:
         state = self.kept.layers()
-        batches = self._batches(started=state is not None)
+        batches = self._batches(state.done if state else 0)
         chosen = self._choose_tokens(batches)
         total = self.family.layers
         if state is None:
@@ -196,7 +201,8 @@ class _Pass:
             for key, row in by_modality.items()
         }
         states = [batch.states for batch in batches]
-        self.kept.keep_layers(LayerState(done, states, squares, self.collector.counts, self.rows))
+        state = LayerState(done, states, squares, self.collector.counts, self.rows)
+        self.kept.keep_layers(state, features_done=done >= self.modules.deep_layers)
 
     def _go_on(self, state: LayerState, batches: list[Batch]) -> None:
         """Take the place of a run that was killed after some layers."""
@@ -211,12 +217,13 @@ class _Pass:
             self.collector.squares.setdefault(name, {})[modality] = row.numpy()
         self.collector.counts, self.rows = state.counts, state.rows
 
-    def _batches(self, *, started: bool) -> list[Batch]:
+    def _batches(self, done: int) -> list[Batch]:
         """All samples by length, so that little is padding; equal lengths by id, so that their order is their own.
 
-        Where a run has `started` on the layers, the features of the pictures are in its states already.
+        Where a run has done `done` layers, the features of the pictures are in its states already.
         """
-        features = {} if started else self._image_features([*self.counted, *self.held_out])
+        needed = done == 0 or done < self.modules.deep_layers
+        features = self._image_features([*self.counted, *self.held_out]) if needed else {}
         self.counted, self.held_out = _without_images(self.counted), _without_images(self.held_out)
         samples = sorted([*self.counted, *self.held_out], key=lambda sample: (len(sample.ids), sample.id))
         counted = {sample.id for sample in self.counted}
@@ -238,7 +245,7 @@ class _Pass:
         features = {name: rows for name, _ in groups if (rows := self.kept.features(name)) is not None}
         missing = [(name, group) for name, group in groups if name not in features]
         images = {keys[sample.id]: sample.picture for sample in samples if sample.picture}
-        patches = ([patchify(images[key].read(), self.family) for key in group] for _, group in missing)
+        patches = ([self.modules.prepare(images[key].read()) for key in group] for _, group in missing)
         for (name, group), rows in zip(missing, self.modules.image_features(patches) if missing else (), strict=True):
             self._require_finite(rows, [pictures[key].id for key in group])
             features[name] = rows
@@ -257,23 +264,28 @@ class _Pass:
     def _batch(self, group: list[TokenizedSample], features: dict[str, torch.Tensor], counted: set[str]) -> Batch:
         import torch
 
-        length = max(len(sample.ids) for sample in group)
-        states = torch.zeros((len(group), length, self.family.hidden_size), dtype=self.modules.dtype)
-        positions = torch.zeros((3, len(group), length), dtype=torch.long)
+        length, hidden = max(len(sample.ids) for sample in group), self.family.hidden_size
+        states = torch.zeros((len(group), length, hidden), dtype=self.modules.dtype)
+        positions = torch.zeros((self.modules.position_axes, len(group), length), dtype=torch.long)
         modality = torch.zeros((len(MODALITIES), len(group), length))
+        images = torch.zeros((len(group), length), dtype=torch.long)
+        deep: list[torch.Tensor] = []
         for row, sample in enumerate(group):
             count = len(sample.ids)
             embedded = self.modules.embed(sample.ids)
             is_image = sample.kinds == IMAGE
+            images[row, :count] = torch.from_numpy(is_image)
             if sample.id in features:
-                embedded[torch.from_numpy(is_image)] = features[sample.id]
+                embedded[torch.from_numpy(is_image)] = features[sample.id][:, :hidden]
+                deep.append(features[sample.id][:, hidden:])
             states[row, :count] = embedded
-            places = self.family.modules().positions_of(is_image, sample.grid)
+            places = self.modules.positions_of(is_image, sample.grid)
             positions[:, row, :count] = torch.from_numpy(places)
             if sample.id in counted:
                 modality[torch.from_numpy(sample.kinds.astype(np.int64)), row, torch.arange(count)] = 1
         rotary = self.modules.rotary(positions)
-        return Batch(group, states, rotary, modality.reshape(len(MODALITIES), -1))
+        layers = torch.split(torch.cat(deep), hidden, dim=1) if deep and self.modules.deep_layers else ()
+        return Batch(group, states, rotary, modality.reshape(len(MODALITIES), -1), images, tuple(layers))
 
     def _choose_tokens(self, batches: list[Batch]) -> dict[str, ChosenTokens]:
         """The tokens that go into the entropies, by a hash of sample and position: multimodal and text-only ones."""
@@ -304,9 +316,11 @@ class _Pass:
                 module.get_submodule(name).register_forward_pre_hook(self._hook(index, weight, batch.modality))
                 for name, weight in INPUTS.items()
             ]
-            batch.states = module(batch.states, position_embeddings=batch.rotary, attention_mask=None)
+            batch.states = self.modules.run(module, batch.states, batch.rotary, batch.is_image)
             for handle in handles:
                 handle.remove()
+            if index < len(batch.deep):
+                batch.states[batch.is_image.bool()] += batch.deep[index]
             if not torch.isfinite(batch.states).all():
                 raise self._not_finite(f"the output of layer {index}")
         return inputs

@@ -92,8 +92,8 @@ class AnalysisState:
         except Exception as error:  # safetensors, pydantic and torch each have kinds of their own
             raise _broken(path, error) from error
 
-    def keep_layers(self, state: LayerState) -> None:
-        """Keep the state after a layer in the place of the one before; the features are in it."""
+    def keep_layers(self, state: LayerState, *, features_done: bool = True) -> None:
+        """Keep the state after a layer in the place of the one before; with `features_done` the features are in it."""
         from safetensors.torch import save_file
 
         if self.folder is None:
@@ -108,8 +108,9 @@ class AnalysisState:
         }
         with atomic_path(self.folder / LAYERS) as partial:
             save_file(tensors, partial, metadata)
-        for path in self.folder.glob("features-*.safetensors"):
-            path.unlink()
+        if features_done:
+            for path in self.folder.glob("features-*.safetensors"):
+                path.unlink()
 
 
 def _broken(path: Path, error: Exception) -> ArtifactError:

@@ -18,10 +18,10 @@ from luq_gguf.calibration_rows import located
 from luq_gguf.checkpoint import Checkpoint
 from luq_gguf.errors import CalibrationError, ImageError
 from luq_gguf.families.base import Family, ImageGrid
-from luq_gguf.images import fitted_size, grid_limits
+from luq_gguf.images import Limits, fitted_size, grid_limits
 from luq_gguf.progress import Progress, silent
 from luq_gguf.prompts import PromptMaker
-from luq_gguf.samples import CalibrationSet, Sample
+from luq_gguf.samples import CalibrationSet, Sample, without_pictures
 
 QWEN_GRID = ImageGrid(28, 56 * 56, 12845056, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 BYTES_PER_TOKEN = 4
@@ -66,7 +66,9 @@ def summarize_calibration(
     progress: Progress = silent,
 ) -> CalibrationSummary:
     """Count a set; raises CalibrationError with the place of a sample that cannot be used, unless those are skipped."""
-    maker = _maker_of(*model, image_tokens) if model else None
+    maker = PromptMaker(*model, image_tokens=image_tokens) if model else None
+    if model and model[1].vision is None:
+        calibration = without_pictures(calibration)
     limits = maker.limits if maker else grid_limits(QWEN_GRID, image_tokens)
     left_out: list[str] = []
     everything = (*calibration.samples, *calibration.held_out)
@@ -95,7 +97,7 @@ def summarize_calibration(
 
 def _measure(
     samples: Sequence[Sample],
-    limits: tuple[int, int, int],
+    limits: Limits,
     calibration: CalibrationSet,
     left_out: list[str],
     progress: Progress,
@@ -109,24 +111,18 @@ def _measure(
             progress("read pictures", done, len(samples))
             size = sample.picture.measure()
             try:
-                width, height = fitted_size(*size, *limits)
+                width, height = fitted_size(*size, limits)
             except ImageError as error:
                 if not calibration.skip_bad:
                     raise located(sample.origin, error) from error
                 left_out.append(located(sample.origin, error).message)
                 continue
             sizes[sample.picture.key] = size
-            tokens[sample.picture.key] = (width // limits[0]) * (height // limits[0])
+            tokens[sample.picture.key] = limits.tokens(width, height)
         used.append(sample)
     if sizes:
         progress("read pictures", len(samples), len(samples))
     return used, sizes, tokens
-
-
-def _maker_of(checkpoint: Checkpoint, family: Family, image_tokens: int | None) -> PromptMaker:
-    names = family.modules()
-    tokens = {"image_token": names.IMAGE_TOKEN, "end_token": names.END_TOKEN}
-    return PromptMaker(checkpoint, family, **tokens, image_tokens=image_tokens)
 
 
 def _count_exactly(

@@ -23,11 +23,15 @@ Messages = Sequence[Mapping[str, Any]]
 
 
 class ChatRenderer(Child):
-    """Renders with one template; use as a context manager. The child starts with the first prompt."""
+    """Renders with one template; use as a context manager. The child starts with the first prompt.
 
-    def __init__(self, template: str, *, seconds: float | None = None) -> None:
+    `tokens` are the texts that a template knows as bos_token and eos_token.
+    """
+
+    def __init__(self, template: str, *, tokens: Mapping[str, str] | None = None, seconds: float | None = None) -> None:
         super().__init__("luq_gguf.chat_worker", stderr=subprocess.DEVNULL)
         self.template = template
+        self.tokens = dict(tokens or {})
         self.seconds = SECONDS if seconds is None else seconds
 
     def render(self, chats: Sequence[Messages], *, answer_next: bool = True) -> list[str]:
@@ -38,7 +42,10 @@ class ChatRenderer(Child):
         if not self.template:
             raise CheckpointError("the model has no chat template", hint="take an instruction-tuned model")
         seconds = self.seconds + SECONDS_EACH * len(chats)
-        request = {"template": self.template, "chats": chats, "answer_next": answer_next, "seconds": seconds}
+        request = {
+            "template": self.template, "tokens": self.tokens, "chats": chats, "answer_next": answer_next,
+            "seconds": seconds,
+        }  # fmt: skip
         try:
             answer = self._exchange(json.dumps(request).encode() + b"\n", seconds)
         except BaseException:
@@ -70,9 +77,11 @@ class ChatRenderer(Child):
         self.kill()
 
 
-def render_chats(template: str, chats: Sequence[Messages], *, answer_next: bool = True) -> list[str]:
+def render_chats(
+    template: str, chats: Sequence[Messages], *, tokens: Mapping[str, str] | None = None, answer_next: bool = True
+) -> list[str]:
     """The prompts of many chats at once; errors as `ChatRenderer.render`."""
-    with ChatRenderer(template) as renderer:
+    with ChatRenderer(template, tokens=tokens) as renderer:
         return renderer.render(chats, answer_next=answer_next)
 
 

@@ -40,7 +40,7 @@ def serve() -> None:
 
 def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        return {"texts": render(request["template"], request["chats"], answer_next=request["answer_next"])}
+        return {"texts": render(**{key: request[key] for key in ("template", "tokens", "chats", "answer_next")})}
     except MemoryError:
         return {"error": "it takes too much memory"}
     except Exception as error:  # a template may fail in any way that Python knows
@@ -48,13 +48,15 @@ def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
         return {"error": reason or type(error).__name__}
 
 
-def render(template: str, chats: Sequence[Sequence[Mapping[str, Any]]], *, answer_next: bool) -> list[str]:
+def render(
+    template: str, tokens: Mapping[str, str], chats: Sequence[Sequence[Mapping[str, Any]]], *, answer_next: bool
+) -> list[str]:
     """The prompt of every chat; raises whatever the template makes jinja2 raise."""
     compiled = _compile(template)
     texts: list[str] = []
     room = MAX_TEXT
     for messages in chats:
-        texts.append(compiled.render(messages=messages, add_generation_prompt=answer_next))
+        texts.append(compiled.render(**tokens, messages=messages, add_generation_prompt=answer_next))
         room -= len(texts[-1])
         if room < 0:
             raise TemplateError(f"it makes prompts of more than {MAX_TEXT:,} characters")

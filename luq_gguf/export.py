@@ -145,7 +145,7 @@ def _write(
             _pad(handle)
             progress(what, done, total)
             for tensor, name in zip(tensors, names, strict=True):
-                for piece in _pieces(checkpoint, name, tensor.source):
+                for piece in _pieces(checkpoint, family, name, tensor.source):
                     handle.write(convert(piece, tensor.type, name).data)
                 _pad(handle)
                 done += tensor.nbytes
@@ -179,6 +179,9 @@ def require_tensors(checkpoint: Checkpoint, family: Family) -> None:
 
 
 def _checked_name(checkpoint: Checkpoint, family: Family, source: TensorSource) -> str:
+    """The name of a tensor in the files, that of the GGUF for one that is computed; raises TensorError."""
+    if source.make is not None:
+        return source.name
     name = family.find(checkpoint, source.source)
     shape = checkpoint.info(name).shape
     if shape != source.source_shape:
@@ -190,16 +193,32 @@ def _checked_name(checkpoint: Checkpoint, family: Family, source: TensorSource) 
     return name
 
 
-def _pieces(checkpoint: Checkpoint, name: str, source: TensorSource) -> Iterator[NDArray[Any]]:
-    """The stored values of a GGUF tensor in order, a few million at a time."""
+def _pieces(checkpoint: Checkpoint, family: Family, name: str, source: TensorSource) -> Iterator[NDArray[Any]]:
+    """The values of a GGUF tensor in order: as they are stored, a few million at a time, or computed."""
     kind, _, number = source.transform.partition(":")
     count = prod(source.shape)
-    if kind == "frame":
+    if source.make is not None:
+        yield np.ascontiguousarray(source.make(lambda wanted: checkpoint.read_float32(family.find(checkpoint, wanted))))
+    elif kind == "frame":
         yield np.ascontiguousarray(checkpoint.read(name)[:, :, int(number)])
     elif kind == "third":
         yield from checkpoint.chunks(name, int(number) * count, (int(number) + 1) * count, CHUNK)
+    elif kind == "rotary":
+        head = count // int(number)
+        for start in range(0, count, head):
+            yield _pair_rows(np.concatenate(list(checkpoint.chunks(name, start, start + head))), source.shape)
+    elif kind == "plus":
+        for values in checkpoint.chunks(name, 0, count, CHUNK):
+            wide = widen(values) if values.dtype == np.uint16 else values
+            yield wide + wide.dtype.type(number)
     else:
         yield from checkpoint.chunks(name, 0, count, CHUNK)
+
+
+def _pair_rows(head: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """The rows of one head with the two of each rotated pair side by side, where the checkpoint has them half apart."""
+    rows = head.reshape(2, -1, *shape[1:])
+    return np.ascontiguousarray(rows.swapaxes(0, 1)).reshape(-1)
 
 
 def convert(values: NDArray[Any], kind: GGMLQuantizationType, name: str) -> NDArray[Any]:

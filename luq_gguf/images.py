@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,24 +140,54 @@ def _to_gray(image: Image.Image) -> Image.Image:
     return Image.fromarray(gray)
 
 
-def fit_to_grid(image: Image.Image, factor: int, min_pixels: int, max_pixels: int) -> Image.Image:
-    """Resize (bicubic) so that both sides are multiples of `factor` and the area lies within the pixels.
+class Limits(NamedTuple):
+    """What `fit_to_grid` holds images to: sides in multiples of `factor` pixels, an area in pixels.
 
-    The rule of Qwen2-VL's processor ("smart resize"). An image that fits is returned as it is. Raises
+    With a `side`, every image becomes a square of that side: widened with the color `padding`, or stretched.
+    """
+
+    factor: int
+    min_pixels: int
+    max_pixels: int
+    side: int | None = None
+    padding: tuple[int, int, int] | None = None
+
+    def tokens(self, width: int, height: int) -> int:
+        """The tokens of a fitted image."""
+        return (width // self.factor) * (height // self.factor)
+
+
+def fit_to_grid(image: Image.Image, limits: Limits) -> Image.Image:
+    """Resize (bicubic) so that both sides are multiples of the factor and the area lies within the pixels.
+
+    The rule of Qwen2-VL's processor ("smart resize"), or a square. An image that fits is returned as it is. Raises
     ImageError where one side is more than 200 times the other.
     """
-    columns, rows = fitted_size(*image.size, factor, min_pixels, max_pixels)
-    if (columns, rows) == image.size:
+    size = fitted_size(*image.size, limits)
+    if size == image.size:
         return image
-    return image.resize((columns, rows), Image.Resampling.BICUBIC)
+    if limits.padding is not None and image.width != image.height:
+        image = _padded_to_square(image, limits.padding, size[0])
+    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
 
 
-def fitted_size(width: int, height: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+def _padded_to_square(image: Image.Image, color: tuple[int, int, int], side: int) -> Image.Image:
+    """The image, resized so that it fits, in the middle of a square."""
+    scale = side / max(image.size)
+    inner = image.resize([max(1, round(length * scale)) for length in image.size], Image.Resampling.BICUBIC)
+    square = Image.new("RGB", (side, side), color)
+    square.paste(inner, ((side - inner.width) // 2, (side - inner.height) // 2))
+    return square
+
+
+def fitted_size(width: int, height: int, limits: Limits) -> tuple[int, int]:
     """Width and height, in pixels, of the image that `fit_to_grid` makes of one of this size; raises as it does."""
     if max(width, height) > MAX_ASPECT * min(width, height):
         shown = f"an image of {width} x {height} pixels"
         raise ImageError(f"{shown} is too narrow", path=shown, hint="cut it to the part that matters")
-    rows, columns = grid_size(height, width, factor, min_pixels, max_pixels)
+    if limits.side is not None:
+        return limits.side, limits.side
+    rows, columns = grid_size(height, width, limits.factor, limits.min_pixels, limits.max_pixels)
     return columns, rows
 
 
@@ -172,16 +203,30 @@ def grid_size(height: int, width: int, factor: int, min_pixels: int, max_pixels:
     return rows, columns
 
 
-def grid_limits(rule: ImageGrid, most_tokens: int | None = None) -> tuple[int, int, int]:
+def grid_limits(rule: ImageGrid, most_tokens: int | None = None) -> Limits:
     """`fit_to_grid`'s arguments for a model: its own rule, within what llama.cpp leaves as it is and `most_tokens`."""
-    factor, least, most = token_limits(rule.factor, most_tokens)
+    if rule.side is not None:
+        return square_limits(rule.factor, rule.side, rule.padding)
+    factor, least, most, *_ = token_limits(rule.factor, most_tokens)
     least = max(rule.min_pixels, least)
-    return factor, least, max(least, min(rule.max_pixels, most))
+    return Limits(factor, least, max(least, min(rule.max_pixels, most)))
 
 
-def token_limits(factor: int, most_tokens: int | None = None) -> tuple[int, int, int]:
+def token_limits(factor: int, most_tokens: int | None = None) -> Limits:
     """`fit_to_grid`'s arguments where a token is `factor` pixels wide and high and the model has no rule of its own."""
-    return factor, MIN_IMAGE_TOKENS * factor**2, (most_tokens or MAX_IMAGE_TOKENS) * factor**2
+    return Limits(factor, MIN_IMAGE_TOKENS * factor**2, (most_tokens or MAX_IMAGE_TOKENS) * factor**2)
+
+
+def square_limits(factor: int, side: int, padding: tuple[int, int, int] | None) -> Limits:
+    """`fit_to_grid`'s arguments where every image becomes a square."""
+    return Limits(factor, side * side, side * side, side, padding)
+
+
+def normalize(image: Image.Image, rule: ImageGrid) -> NDArray[np.float32]:
+    """Colors (channels, height, width) from 0 to 1, less the mean and divided by the deviation."""
+    pixels = np.asarray(image, dtype=np.float32) / np.float32(255)
+    normal = (pixels - np.array(rule.mean, np.float32)) / np.array(rule.std, np.float32)
+    return np.ascontiguousarray(normal.transpose(2, 0, 1))
 
 
 def patchify(image: Image.Image, family: Family) -> tuple[NDArray[np.float32], tuple[int, int]]:
@@ -192,10 +237,9 @@ def patchify(image: Image.Image, family: Family) -> tuple[NDArray[np.float32], t
     """
     if family.vision is None:
         raise CheckpointError(f"{family.name} has no vision part", hint="calibrate it with texts only")
-    sizes, rule = family.vision, family.image_grid
+    sizes = family.vision
     patch, merge, frames = sizes["patch_size"], sizes["spatial_merge_size"], sizes["temporal_patch_size"]
-    mean, std = np.array(rule.mean, np.float32), np.array(rule.std, np.float32)
-    pixels = (np.asarray(image, dtype=np.float32) / np.float32(255) - mean) / std
+    pixels = normalize(image, family.image_grid).transpose(1, 2, 0)
     rows, columns = image.height // patch, image.width // patch
     tiles = pixels.reshape(rows // merge, merge, patch, columns // merge, merge, patch, 3)
     tiles = tiles.transpose(0, 3, 1, 4, 6, 2, 5)[:, :, :, :, :, None]

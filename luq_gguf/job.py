@@ -162,8 +162,10 @@ class Job:
         return self.work / "parts"
 
     @property
-    def mmproj(self) -> Path:
-        """The vision part's final name."""
+    def mmproj(self) -> Path | None:
+        """The vision part's final name; None for a model that takes no images."""
+        if self.family.vision is None:
+            return None
         return self.out / mmproj_name(self.name, self.settings.mmproj_type)
 
 
@@ -175,6 +177,10 @@ def open_job(model: str, out: Path, settings: Settings, progress: Progress) -> J
     checkpoint = Checkpoint.open(resolve_model(model), check_all=settings.check_all)
     family = find_family(checkpoint.config, checkpoint)
     require_tensors(checkpoint, family)
+    if settings.bundle and family.vision is None:
+        raise RequestError(
+            f"{checkpoint.folder} takes no images: there is nothing to bundle", hint="leave --bundle out"
+        )
     return Job(checkpoint, family, out, settings, progress)
 
 

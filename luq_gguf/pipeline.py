@@ -60,7 +60,6 @@ from luq_gguf.job import (
     Job,
     Settings,
     key_of,
-    mmproj_name,
     model_name,
     open_job,
 )
@@ -85,10 +84,13 @@ SMALL_MODEL_BYTES = 2 * 2**30
 
 @dataclass(frozen=True)
 class Conversion:
-    """What `convert` made: where it lies, by which plan, and how long each stage took."""
+    """What `convert` made: where it lies, by which plan, and how long each stage took.
+
+    A model that takes no images has no `mmproj`.
+    """
 
     model: Path
-    mmproj: Path
+    mmproj: Path | None
     bundle: Path | None
     plan_path: Path
     scores_path: Path
@@ -105,15 +107,15 @@ class Conversion:
 
     def files(self) -> list[Path]:
         """Every result, the model first."""
-        bundle = [self.bundle] if self.bundle else []
-        return [self.model, self.mmproj, *bundle, self.plan_path, self.scores_path, self.imatrix_path]
+        vision = [path for path in (self.mmproj, self.bundle) if path]
+        return [self.model, *vision, self.plan_path, self.scores_path, self.imatrix_path]
 
     def as_json(self) -> dict[str, Any]:
         """The object that `convert --json` prints."""
         rows = self.scores.entropy.get("output_multimodal") or self.scores.entropy["output_text"]
         return {
             "model": str(self.model),
-            "mmproj": str(self.mmproj),
+            "mmproj": str(self.mmproj) if self.mmproj else None,
             "bundle": str(self.bundle) if self.bundle else None,
             "size_bytes": self.plan.size_bytes,
             "bits_per_weight": self.plan.bits_per_weight,
@@ -188,10 +190,11 @@ def _convert(job: Job, calibration: CalibrationSet, brought: ImportanceMatrix | 
             assemble(parts, header, plan, target, imatrix=ImatrixNote.of(imatrix), progress=progress)
         keep_header(job, header, dataset)
     check_file(job, target, plan)
-    with job.watch.measure("mmproj"):
-        export_vision(
-            job.checkpoint, job.family, job.mmproj, dtype=settings.mmproj_type, made_by=TOOL, progress=progress
-        )
+    if job.mmproj is not None:
+        with job.watch.measure("mmproj"):
+            export_vision(
+                job.checkpoint, job.family, job.mmproj, dtype=settings.mmproj_type, made_by=TOOL, progress=progress
+            )
     return leave_records(job, target, plan, layout, analysis)
 
 
@@ -299,7 +302,7 @@ def leave_records(job: Job, target: Path, plan: Plan, layout: Layout, analysis: 
         _copy(analysis.folder / name, out / name)
     _copy(job.work / IMATRIX, out / IMATRIX)
     bundled = bundle_name(target) if job.settings.bundle else None
-    if bundled is not None:
+    if bundled is not None and job.mmproj is not None:
         with job.watch.measure("bundle"):
             bundle(target, job.mmproj, bundled)
     return Conversion(
@@ -395,16 +398,18 @@ def size_table_of_model(model: str, settings: Settings) -> SizeTable:
 
 def export_model(
     model: str, out: Path, dtype: str = "auto", mmproj_type: str = "f16", progress: Progress = silent
-) -> tuple[Path, Path]:
-    """Write the 16-bit text GGUF and the mmproj, as llama.cpp's converter would; returns both paths."""
+) -> list[Path]:
+    """Write the 16-bit text GGUF and, for a model that takes images, the mmproj, as llama.cpp's converter would."""
     from luq_gguf.export import resolve_dtype
 
     job = open_job(model, out, Settings(mmproj_type=mmproj_type), progress)
     kind = resolve_dtype(job.checkpoint, dtype)
-    text, vision = out / f"{job.name}-{kind.upper()}.gguf", out / mmproj_name(job.name, mmproj_type)
-    export_text(job.checkpoint, job.family, text, dtype=kind, progress=progress)
-    export_vision(job.checkpoint, job.family, vision, dtype=mmproj_type, progress=progress)
-    return text, vision
+    made = [out / f"{job.name}-{kind.upper()}.gguf"]
+    export_text(job.checkpoint, job.family, made[0], dtype=kind, progress=progress)
+    if job.mmproj is not None:
+        export_vision(job.checkpoint, job.family, job.mmproj, dtype=mmproj_type, progress=progress)
+        made.append(job.mmproj)
+    return made
 
 
 def quantize_file(

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from luq_gguf.artifacts import MODALITIES
 from luq_gguf.chat import render_chats
 from luq_gguf.checkpoint import Checkpoint
-from luq_gguf.errors import CalibrationError, CheckpointError
+from luq_gguf.errors import CalibrationError, CheckpointError, RequestError
 from luq_gguf.families.base import Family
+from luq_gguf.families.metadata import begins_texts
 from luq_gguf.images import MAX_IMAGE_TOKENS, Picture, fit_to_grid, fitted_size, grid_limits
 from luq_gguf.samples import Sample, messages_of
 from luq_gguf.small_files import MIB, read_small
-from luq_gguf.tokenizer_file import load_tokenizer, tokenizing
+from luq_gguf.tokenizer_file import load_tokenizer, text_of_token, tokenizing
 
 MAX_TEMPLATE = MIB
 MAX_TOKENS = 4096
@@ -46,26 +47,32 @@ class TokenizedSample:
 class PromptMaker:
     """Tokenizes samples of one model; its images have at most `image_tokens`, half of the longest sample's tokens."""
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        family: Family,
-        *,
-        image_token: str,
-        end_token: str,
-        image_tokens: int | None = None,
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, family: Family, *, image_tokens: int | None = None) -> None:
         self.family = family
         self.checkpoint = checkpoint
         self.tokenizer = load_tokenizer(checkpoint, family.tokenizer_pattern)
+        self.beginning = begins_texts(checkpoint, default=family.tokenizer_pattern is None)
         self.template = read_template(checkpoint)
-        self.image_token, self.end_token = image_token, end_token
-        self.image_id = self.tokenizer.token_to_id(image_token)
-        if self.image_id is None:
-            raise CheckpointError(f"the tokenizer has no {image_token}", hint="download the original tokenizer files")
+        self.image_id = self._image_id()
         self.longest = min(MAX_TOKENS, family.hparams["max_position_embeddings"])
         self.image_tokens = min(image_tokens or MAX_IMAGE_TOKENS, self.longest // 2)
         self.limits = grid_limits(family.image_grid, self.image_tokens)
+        if self.limits.side and (wanted := self.limits.tokens(self.limits.side, self.limits.side)) > self.image_tokens:
+            raise RequestError(
+                f"an image of this model always has {wanted} tokens, {self.image_tokens} are allowed",
+                hint="leave --image-max-tokens out",
+            )
+
+    def _image_id(self) -> int | None:
+        """The id of the token that stands for images; None for a model that takes none."""
+        if self.family.vision is None:
+            return None
+        found: int | None = self.tokenizer.token_to_id(self.family.image_piece)
+        if found is None:
+            raise CheckpointError(
+                f"the tokenizer has no {self.family.image_piece}", hint="download the original tokenizer files"
+            )
+        return found
 
     def tokenize(self, sample: Sample) -> list[TokenizedSample]:
         """The sample's tokens; a long plain text becomes several samples.
@@ -76,21 +83,26 @@ class PromptMaker:
 
     def _tokenize(self, sample: Sample, prompt: str) -> list[TokenizedSample]:
         if sample.text is not None:
-            ids = self._encode(sample.text)
+            ids = self._begin(sample.text)
             pieces = [ids[start : start + self.longest] for start in range(0, max(len(ids), 1), self.longest)]
             names = [sample.id, *(f"{sample.id}/{number}" for number in range(1, len(pieces)))]
             return [self._finish(name, piece, None, None, 0) for name, piece in zip(names, pieces, strict=True)]
         fitted, grid = None, None
         if sample.picture is not None:
             fitted, grid = self._fit(sample.picture)
-            prompt = prompt.replace(self.image_token, self.image_token * (grid[0] * grid[1]), 1)
-        answer = [] if sample.answer is None else self._encode(sample.answer + self.end_token)
-        return [self._finish(sample.id, self._encode(prompt) + answer, fitted, grid, len(answer))]
+            prompt = prompt.replace(self.family.image_place, self.family.image_prompt(grid[0] * grid[1]), 1)
+        answer = [] if sample.answer is None else self._encode(sample.answer + self.family.turn_end)
+        return [self._finish(sample.id, self._begin(prompt) + answer, fitted, grid, len(answer))]
+
+    def _begin(self, text: str) -> list[int]:
+        """Tokens of a whole text, with the token that begins one unless it stands there."""
+        begun = self.beginning and not text.startswith(self.beginning)
+        return self._encode(self.beginning + text if begun else text)
 
     def _fit(self, picture: Picture) -> tuple[Picture, tuple[int, int]]:
         """The picture on the model's grid, made when it is read, and its rows and columns of tokens."""
-        width, height = fitted_size(*picture.measure(), *self.limits)
-        fitted = Picture(picture.name, picture.key, lambda: fit_to_grid(picture.read(), *self.limits), (width, height))
+        width, height = fitted_size(*picture.measure(), self.limits)
+        fitted = Picture(picture.name, picture.key, lambda: fit_to_grid(picture.read(), self.limits), (width, height))
         return fitted, (height // self.limits[0], width // self.limits[0])
 
     def _finish(
@@ -102,11 +114,11 @@ class PromptMaker:
         answer_tokens: int,
     ) -> TokenizedSample:
         tokens = np.array(ids, dtype=np.int64)
-        is_image = tokens == self.image_id
+        is_image = tokens == (-1 if self.image_id is None else self.image_id)
         if not ids or int(is_image.sum()) != (grid[0] * grid[1] if grid else 0):
             raise CalibrationError(
                 f"sample {name} has {int(is_image.sum())} image tokens in {len(ids)} tokens",
-                hint=f"leave {self.image_token} out of texts, and texts without content out of the set",
+                hint=f"leave {self.family.image_place or 'images'} out of texts, and empty texts out of the set",
             )
         if len(ids) > self.longest:
             raise CalibrationError(
@@ -124,8 +136,10 @@ class PromptMaker:
     def all_of(self, samples: Iterable[Sample], left_out: list[str] | None = None) -> list[TokenizedSample]:
         """All samples, tokenized; errors as `tokenize`, or into `left_out` where it is given."""
         wanted = list(samples)
-        chats = [messages_of(sample) for sample in wanted if sample.text is None]
-        prompts = iter(render_chats(self.template, chats) if chats else ())
+        plain = self.family.vision is None
+        chats = [messages_of(sample, plain=plain) for sample in wanted if sample.text is None]
+        tokens = {name: text_of_token(self.checkpoint, name) for name in ("bos_token", "eos_token")}
+        prompts = iter(render_chats(self.template, chats, tokens=tokens) if chats else ())
         pieces: list[TokenizedSample] = []
         for sample in wanted:
             prompt = next(prompts) if sample.text is None else ""

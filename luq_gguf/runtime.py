@@ -19,18 +19,18 @@ import numpy as np
 
 from luq_gguf.bundle import extract_mmproj, is_bundle
 from luq_gguf.chat import ChatRenderer
-from luq_gguf.errors import GGUFError, RunError
+from luq_gguf.errors import RunError
 from luq_gguf.gguf_file import GGUFFile
-from luq_gguf.images import fit_to_grid, token_limits
+from luq_gguf.images import fit_to_grid
 from luq_gguf.loadable import open_loadable
 from luq_gguf.processors import default_threads
+from luq_gguf.projectors import projector_of
 
 if TYPE_CHECKING:
     import llama_cpp
     from PIL import Image
 
-MAX_STEP = 128
-AGAIN = "make or download it again"
+PROBE = "luq-gguf"
 BATCH_TOKENS = 2048
 """llama.cpp aborts the process where it is handed more at once."""
 
@@ -68,17 +68,25 @@ class Runtime:
         self.log = self._stack.enter_context(_quiet_llama())
         self.threads = threads or default_threads()
         self.metadata = open_loadable(model).metadata
-        self._chat = self._stack.enter_context(ChatRenderer(str(self.metadata.get("tokenizer.chat_template", ""))))
         llama_cpp.llama_backend_init()
         self._model = self._load_model(model)
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self.vocabulary = int(llama_cpp.llama_vocab_n_tokens(self._vocab))
+        self._chat = self._stack.enter_context(self._renderer())
+        self._plain: bool | None = None
         self._context = self._make_context(context)
         self.context = context
         self._vision: Any = None
         if mmproj is not None or is_bundle(model):
             self._load_vision(model, mmproj)
         self._position = 0
+
+    def _renderer(self) -> ChatRenderer:
+        tokens = {
+            "bos_token": self._token_text(self._llama.llama_vocab_bos(self._vocab)),
+            "eos_token": self._token_text(self._llama.llama_vocab_eos(self._vocab)),
+        }
+        return ChatRenderer(str(self.metadata.get("tokenizer.chat_template", "")), tokens=tokens)
 
     def _load_model(self, model: Path) -> Any:
         parameters = self._llama.llama_model_default_params()
@@ -103,7 +111,9 @@ class Runtime:
 
     def _load_vision(self, model: Path, mmproj: Path | None) -> None:
         with _mmproj_file(model, mmproj) as path:
-            self._grid = _image_grid(path, self._image_tokens)
+            metadata = GGUFFile.open(path).metadata
+            self._projector = projector_of(metadata)
+            self._limits = self._projector.limits(metadata, path, self._image_tokens)
             parameters = self._mtmd.mtmd_context_params_default()
             parameters.use_gpu = False
             parameters.print_timings = False
@@ -129,17 +139,43 @@ class Runtime:
         """Evaluate a prompt in the model's chat template; return the next token's logits, float32 (vocabulary,)."""
         if image is not None and self._vision is None:
             raise RunError("this model was loaded without its vision part", hint="give its mmproj with --mmproj")
-        marker = self._mtmd.mtmd_default_marker().decode()
-        content = [{"type": "text", "text": question}]
-        if image is not None:
-            content.insert(0, {"type": "text", "text": marker})
-        (prompt,) = self._chat.render([[{"role": "user", "content": content}]])
+        prompt = self._prompt(question, with_image=image is not None)
         self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), True)
         self._position = 0
         if self._vision is None:
-            last: np.ndarray = self.extend(self.tokenize(prompt))[-1]
+            last: np.ndarray = self.extend(self.tokenize(prompt, begin=self._begins(prompt)))[-1]
             return last
         return self._start_with_vision(prompt, image)
+
+    def _prompt(self, question: str, *, with_image: bool) -> str:
+        """The question in the model's chat template, with llama.cpp's marker in the place of the image."""
+        text: Any = {"type": "text", "text": question}
+        if not with_image:
+            content = question if self._takes_plain_text() else [text]
+            return self._chat.render([[{"role": "user", "content": content}]])[0]
+        marker = self._mtmd.mtmd_default_marker().decode()
+        if self._projector.place:
+            (prompt,) = self._chat.render([[{"role": "user", "content": [{"type": "image"}, text]}]])
+            if self._projector.place in prompt:
+                around = self._projector.around
+                return prompt.replace(self._projector.place, f"{around}{marker}{around}", 1)
+        return self._chat.render([[{"role": "user", "content": [{"type": "text", "text": marker}, text]}]])[0]
+
+    def _takes_plain_text(self) -> bool:
+        """Whether the template takes contents that are strings: those of text models take nothing else."""
+        if self._plain is None:
+            (prompt,) = self._chat.render([[{"role": "user", "content": PROBE}]])
+            self._plain = PROBE in prompt
+        return self._plain
+
+    def _begins(self, prompt: str) -> bool:
+        """Whether llama.cpp is to put the token that begins a text before a prompt."""
+        beginning = self._token_text(self._llama.llama_vocab_bos(self._vocab))
+        return bool(self._llama.llama_vocab_get_add_bos(self._vocab)) and not prompt.startswith(beginning)
+
+    def _token_text(self, token: int) -> str:
+        text = self._llama.llama_vocab_get_text(self._vocab, token) if token >= 0 else b""
+        return (text or b"").decode(errors="replace")
 
     def _start_with_vision(self, prompt: str, image: Image.Image | None) -> np.ndarray:
         with contextlib.ExitStack() as stack:
@@ -147,7 +183,8 @@ class Runtime:
             chunks = self._mtmd.mtmd_input_chunks_init()
             stack.callback(self._mtmd.mtmd_input_chunks_free, chunks)
             text = prompt.encode()
-            source = self._mtmd.mtmd_input_text(text=text, text_len=len(text), add_special=True, parse_special=True)
+            begins = self._begins(prompt)
+            source = self._mtmd.mtmd_input_text(text=text, text_len=len(text), add_special=begins, parse_special=True)
             array = (self._mtmd.mtmd_bitmap_p_ctypes * len(bitmaps))(*bitmaps)
             status = self._mtmd.mtmd_tokenize(self._vision, chunks, ctypes.byref(source), array, len(bitmaps))
             if status:
@@ -163,7 +200,7 @@ class Runtime:
         return self._logits(-1)
 
     def _bitmap(self, image: Image.Image, stack: contextlib.ExitStack) -> Any:
-        fitted = fit_to_grid(image, *self._grid)
+        fitted = fit_to_grid(image, self._limits)
         pixels = np.ascontiguousarray(np.asarray(fitted, dtype=np.uint8))
         pointer = pixels.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
         bitmap = self._mtmd.mtmd_bitmap_init(fitted.width, fitted.height, pointer)
@@ -177,12 +214,15 @@ class Runtime:
                 hint="ask less, or take a smaller image",
             )
 
-    def tokenize(self, text: str, *, special: bool = True) -> list[int]:
-        """Tokens of a text; special tokens written in it are taken as such when `special`."""
+    def tokenize(self, text: str, *, special: bool = True, begin: bool = False) -> list[int]:
+        """Tokens of a text; special tokens written in it are taken as such when `special`.
+
+        With `begin` the token that begins a text stands before them, for the models that have one.
+        """
         data = text.encode()
         room = len(data) + 16
         buffer = (self._llama.llama_token * room)()
-        count = self._llama.llama_tokenize(self._vocab, data, len(data), buffer, room, False, special)
+        count = self._llama.llama_tokenize(self._vocab, data, len(data), buffer, room, begin, special)
         if count < 0:
             raise RunError(f"llama.cpp cannot tokenize a text of {len(data)} bytes")
         return list(buffer[:count])
@@ -271,20 +311,6 @@ def _mmproj_file(model: Path, mmproj: Path | None) -> Iterator[Path]:
         path = Path(folder) / "mmproj.gguf"
         extract_mmproj(model, path)
         yield path
-
-
-def _image_grid(mmproj: Path, image_tokens: int | None) -> tuple[int, int, int]:
-    """Grid step in pixels, least and most pixels of an image for this vision part."""
-    metadata = GGUFFile.open(mmproj).metadata
-    step = 1
-    for key, default in (("clip.vision.patch_size", 14), ("clip.vision.spatial_merge_size", 2)):
-        size = metadata.get(key, default)
-        if not isinstance(size, int) or not 1 <= size <= MAX_STEP:
-            raise GGUFError(f"{key} in {mmproj} is no number of pixels up to {MAX_STEP}", path=mmproj, hint=AGAIN)
-        step *= size
-    if step > MAX_STEP:
-        raise GGUFError(f"{mmproj} asks for images in steps of {step} pixels", path=mmproj, hint=AGAIN)
-    return token_limits(step, image_tokens)
 
 
 class _Log:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from luq_gguf.images import Picture
@@ -48,12 +48,28 @@ class CalibrationSet:
     skip_bad: bool = False
 
 
-def messages_of(sample: Sample) -> list[dict[str, Any]]:
-    """The conversation up to the question as chat messages, with a place for the image in its first."""
+def messages_of(sample: Sample, *, plain: bool = False) -> list[dict[str, Any]]:
+    """The conversation up to the question as chat messages, with a place for the image in its first.
+
+    `plain` gives contents as strings, as the templates of models without vision want them.
+    """
     asked = [*(question for question, _ in sample.turns), sample.question]
-    messages = [{"role": "user", "content": [{"type": "text", "text": question}]} for question in asked]
+    messages = [{"role": "user", "content": question if plain else [_text(question)]} for question in asked]
     if sample.picture is not None:
-        messages[0] = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": asked[0]}]}
+        messages[0] = {"role": "user", "content": [{"type": "image"}, _text(asked[0])]}
     for number, (_, answer) in enumerate(sample.turns):
-        messages.insert(2 * number + 1, {"role": "assistant", "content": [{"type": "text", "text": answer}]})
+        messages.insert(2 * number + 1, {"role": "assistant", "content": answer if plain else [_text(answer)]})
     return messages
+
+
+def _text(content: str) -> dict[str, str]:
+    return {"type": "text", "text": content}
+
+
+def without_pictures(calibration: CalibrationSet) -> CalibrationSet:
+    """The set for a model that takes no images: its questions without one, and its texts."""
+
+    def plain(samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
+        return tuple(sample for sample in samples if sample.picture is None)
+
+    return replace(calibration, samples=plain(calibration.samples), held_out=plain(calibration.held_out))

@@ -1,8 +1,8 @@
 """`tokenizer.json` of a checkpoint, loaded by the tokenizers library within bounds.
 
 The one place where that library is called on a file that anyone may have made: whatever it does with it, panics of
-its Rust code too, ends in a CheckpointError. Only byte-level BPE with a pattern that is known is let in, since a
-pattern of a stranger can take forever on a harmless text.
+its Rust code too, ends in a CheckpointError. Only byte-level BPE with a pattern that is known is let in, and the BPE of
+SentencePiece, which has none, since a pattern of a stranger can take forever on a harmless text.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ if TYPE_CHECKING:
 FILE = "tokenizer.json"
 HINT = "download the tokenizer's original files again"
 SPLITTERS = {"Sequence", "Split", "ByteLevel"}
+SPACE_SPLITTERS = {"Sequence", "Split", "Metaspace"}
 
 
-def load_tokenizer(checkpoint: Checkpoint, pattern: str) -> Tokenizer:
+def load_tokenizer(checkpoint: Checkpoint, pattern: str | None) -> Tokenizer:
     """The tokenizer, without truncation and padding; it splits texts by `pattern` and nothing else.
+
+    None asks for the tokenizer of SentencePiece, which falls back to bytes and splits at most at spaces.
 
     Raises CheckpointError where the file is missing, broken, or of another kind.
     """
@@ -51,7 +54,20 @@ def _require_ids(checkpoint: Checkpoint, tokenizer: Tokenizer, added: object) ->
             )
 
 
-def require_pattern(checkpoint: Checkpoint, content: dict[str, Any], pattern: str) -> None:
+def is_sentencepiece(checkpoint: Checkpoint) -> bool:
+    """Whether the tokenizer is SentencePiece's: it falls back to bytes instead of beginning with them."""
+    model = checkpoint.side_json(FILE).get("model")
+    return isinstance(model, dict) and model.get("byte_fallback") is True
+
+
+def text_of_token(checkpoint: Checkpoint, name: str) -> str:
+    """The text of "bos_token" or "eos_token" in tokenizer_config.json; empty where there is none."""
+    stated = checkpoint.side_json("tokenizer_config.json").get(name)
+    text = stated.get("content") if isinstance(stated, dict) else stated
+    return text if isinstance(text, str) else ""
+
+
+def require_pattern(checkpoint: Checkpoint, content: dict[str, Any], pattern: str | None) -> None:
     """Raise CheckpointError unless the content of tokenizer.json splits texts by `pattern` and nothing else."""
     model = content.get("model")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
@@ -59,7 +75,9 @@ def require_pattern(checkpoint: Checkpoint, content: dict[str, Any], pattern: st
     splits = list(_objects(content.get("pre_tokenizer")))
     kinds = {item["type"] for item in splits if isinstance(item.get("type"), str)}
     patterns = [item["Regex"] for item in splits if "Regex" in item]
-    if patterns != [pattern] or not kinds <= SPLITTERS:
+    wanted, known = ([], SPACE_SPLITTERS) if pattern is None else ([pattern], SPLITTERS)
+    fits = (model.get("byte_fallback") is True) == (pattern is None)
+    if not fits or patterns != wanted or not kinds <= known:
         raise CheckpointError(
             f"the tokenizer of {checkpoint.folder} does not split texts as this family does", hint=HINT
         )

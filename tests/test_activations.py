@@ -20,7 +20,7 @@ from luq_gguf.demo.scenes import draw_scene, make_scene
 from luq_gguf.entropy import measure_entropy, token_rank
 from luq_gguf.errors import CalibrationError, CheckpointError, TensorError
 from luq_gguf.families import find_family
-from luq_gguf.families.qwen_vl_modules import positions_of
+from luq_gguf.families.qwen_vl_modules import mrope_positions
 from luq_gguf.images import Picture
 from luq_gguf.imatrix import weights_of
 from luq_gguf.samples import CalibrationSet, Sample
@@ -232,7 +232,7 @@ def test_the_reference_is_the_whole_models_at_the_held_out_answers(run: Run, ora
 
 def test_positions_are_those_of_the_whole_model(oracle: Oracle):
     for name, expected in oracle.positions.items():
-        found = positions_of(oracle.kinds[name] == "image", oracle.grids[name])
+        found = mrope_positions(oracle.kinds[name] == "image", oracle.grids[name])
         np.testing.assert_array_equal(found, expected)
 
 
@@ -244,7 +244,7 @@ def test_positions_of_images_in_any_place(pico_checkpoint: Path, start, after, g
     types = torch.tensor([[0] * start + [1] * (grid[0] * grid[1]) + [0] * after])
     pixels = torch.tensor([[1, grid[0] * 2, grid[1] * 2]])
     expected, _ = model.get_rope_index(torch.zeros_like(types), mm_token_type_ids=types, image_grid_thw=pixels)
-    np.testing.assert_array_equal(positions_of(types[0].numpy() == 1, grid), expected[:, 0].numpy())
+    np.testing.assert_array_equal(mrope_positions(types[0].numpy() == 1, grid), expected[:, 0].numpy())
 
 
 def test_counts_and_scores_say_what_was_measured(run: Run, oracle: Oracle, pico_checkpoint: Path):

@@ -21,7 +21,7 @@ from luq_gguf.demo.scenes import draw_scene, make_scene
 from luq_gguf.errors import CheckpointError, ImageError
 from luq_gguf.families import find_family
 from luq_gguf.families.base import ImageGrid
-from luq_gguf.images import MAX_PIXELS, fit_to_grid, grid_limits, grid_size, load_image, patchify
+from luq_gguf.images import MAX_PIXELS, Limits, fit_to_grid, grid_limits, grid_size, load_image, patchify
 
 
 @pytest.fixture(scope="module")
@@ -181,23 +181,23 @@ def test_the_grid_is_the_processors(height, width, pixels):
 def test_fitted_images_lie_on_the_grid_and_stay_as_they_are(height, width):
     if max(height, width) > 200 * min(height, width):
         return
-    fitted = fit_to_grid(Image.new("RGB", (width, height), "teal"), 28, 6272, 100352)
+    fitted = fit_to_grid(Image.new("RGB", (width, height), "teal"), Limits(28, 6272, 100352))
     assert (fitted.width % 28, fitted.height % 28) == (0, 0)
     assert 6272 <= fitted.width * fitted.height <= 100352
-    assert fit_to_grid(fitted, 28, 6272, 100352) is fitted
+    assert fit_to_grid(fitted, Limits(28, 6272, 100352)) is fitted
     assert fitted.getpixel((0, 0)) == (0, 128, 128)
 
 
 def test_one_pixel_is_enlarged_and_a_line_refused():
-    assert fit_to_grid(Image.new("RGB", (1, 1), "red"), 28, 3136, 401408).size == (56, 56)
+    assert fit_to_grid(Image.new("RGB", (1, 1), "red"), Limits(28, 3136, 401408)).size == (56, 56)
     with pytest.raises(ImageError, match="401 x 2 pixels is too narrow"):
-        fit_to_grid(Image.new("RGB", (401, 2)), 28, 3136, 401408)
+        fit_to_grid(Image.new("RGB", (401, 2)), Limits(28, 3136, 401408))
 
 
 def test_limits_keep_within_what_llama_cpp_takes_as_it_is():
     mean = (0.5, 0.5, 0.5)
-    assert grid_limits(ImageGrid(28, 3136, 12845056, mean, mean)) == (28, 8 * 784, 1024 * 784)
-    assert grid_limits(ImageGrid(28, 100 * 784, 500 * 784, mean, mean)) == (28, 100 * 784, 500 * 784)
+    assert grid_limits(ImageGrid(28, 3136, 12845056, mean, mean)) == Limits(28, 8 * 784, 1024 * 784)
+    assert grid_limits(ImageGrid(28, 100 * 784, 500 * 784, mean, mean)) == Limits(28, 100 * 784, 500 * 784)
 
 
 @pytest.mark.parametrize("size", [(112, 112), (56, 140), (280, 84)])
@@ -216,7 +216,7 @@ def test_a_resized_image_is_the_processors(family, pico_checkpoint):
     image = draw_scene(make_scene(1)).resize((333, 211))
     processor = Qwen2VLImageProcessorPil.from_pretrained(pico_checkpoint)
     expected = processor(images=[image], return_tensors="np")
-    patches, grid = patchify(fit_to_grid(image, *grid_limits(family.image_grid)), family)
+    patches, grid = patchify(fit_to_grid(image, grid_limits(family.image_grid)), family)
     assert (1, *grid) == tuple(expected["image_grid_thw"][0])
     np.testing.assert_allclose(patches, expected["pixel_values"], atol=0.02)
 

@@ -30,7 +30,7 @@ IMAGE_TOKEN, END_TOKEN = "<|image_pad|>", "<|im_end|>"
 def maker_of(folder: Path) -> PromptMaker:
     checkpoint = Checkpoint.open(folder)
     family = find_family(checkpoint.config, checkpoint)
-    return PromptMaker(checkpoint, family, image_token=IMAGE_TOKEN, end_token=END_TOKEN)
+    return PromptMaker(checkpoint, family)
 
 
 @pytest.fixture(scope="module")

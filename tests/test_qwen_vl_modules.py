@@ -14,8 +14,9 @@ from luq_gguf.checkpoint import Checkpoint
 from luq_gguf.demo.scenes import draw_scene, make_scene
 from luq_gguf.errors import CheckpointError, TensorError
 from luq_gguf.families import find_family
-from luq_gguf.families.qwen_vl_modules import Modules, positions_of
-from luq_gguf.images import fit_to_grid, patchify
+from luq_gguf.families.qwen25_vl_modules import Modules
+from luq_gguf.families.qwen_vl_modules import mrope_positions
+from luq_gguf.images import Limits, fit_to_grid, patchify
 from tests.pico import build_pico, pico_weights
 from tests.pico_files import write_safetensors
 
@@ -59,7 +60,7 @@ def test_image_features_are_the_models(pico_checkpoint, model, dtype, together):
 
 def test_the_smallest_and_the_longest_image_go_through_the_tower(modules):
     for size in ((28, 28), (28, 28 * 40)):
-        image = fit_to_grid(draw_scene(make_scene(0)).resize(size), 28, 1, 10**7)
+        image = fit_to_grid(draw_scene(make_scene(0)).resize(size), Limits(28, 1, 10**7))
         rows, grid = patchify(image, modules.family)
         with torch.inference_mode():
             [[features]] = modules.image_features([[(rows, grid)]])
@@ -70,14 +71,14 @@ def test_the_smallest_and_the_longest_image_go_through_the_tower(modules):
 def test_embeddings_and_head_are_the_matrices_rows(modules, model, monkeypatch):
     ids = np.array([5, 0, 511, 5])
     assert (modules.embed(ids) == model.model.language_model.embed_tokens.weight[ids]).all()
-    monkeypatch.setattr("luq_gguf.families.qwen_vl_modules.HEAD_ROWS", 100)
+    monkeypatch.setattr("luq_gguf.families.decoder_modules.HEAD_ROWS", 100)
     parts = list(modules.head())
     assert [len(part) for part in parts] == [100] * 5 + [12]
     assert (torch.cat(parts) == model.lm_head.weight).all()
 
 
 def test_rotary_tables_and_norm_are_the_models(modules, model):
-    positions = torch.from_numpy(positions_of(np.arange(20) % 20 // 4 == 1, (2, 2)))[:, None]
+    positions = torch.from_numpy(mrope_positions(np.arange(20) % 20 // 4 == 1, (2, 2)))[:, None]
     text = model.model.language_model
     for found, expected in zip(modules.rotary(positions), text.rotary_emb(torch.empty(0), positions), strict=True):
         assert torch.equal(found, expected)
@@ -94,8 +95,8 @@ def test_positions_are_the_models(model, start, after, grid):
         mm_token_type_ids=kinds,
         image_grid_thw=torch.tensor([[1, rows * 2, columns * 2]]),
     )
-    assert (positions_of(kinds[0].numpy() == 1, grid) == expected[:, 0].numpy()).all()
-    assert (positions_of(np.zeros(4, dtype=bool), None) == np.arange(4)).all()
+    assert (mrope_positions(kinds[0].numpy() == 1, grid) == expected[:, 0].numpy()).all()
+    assert (mrope_positions(np.zeros(4, dtype=bool), None) == np.arange(4)).all()
 
 
 @pytest.mark.parametrize("stored", ["f32", "f16", "bf16"])

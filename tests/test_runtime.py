@@ -27,7 +27,7 @@ from luq_gguf.demo.scenes import QUESTION_KINDS, ask_about, draw_scene, make_sce
 from luq_gguf.errors import GGUFError, RunError
 from luq_gguf.export import export_text, export_vision
 from luq_gguf.families import find_family
-from luq_gguf.images import fit_to_grid, grid_limits, patchify
+from luq_gguf.images import Limits, fit_to_grid, grid_limits, patchify
 from luq_gguf.runtime import BATCH_TOKENS, Runtime
 
 SIZES = [(112, 112), (168, 84), (84, 168)]
@@ -68,7 +68,7 @@ class Original:
         if image is not None:
             checkpoint = Checkpoint.open(self.folder)
             family = find_family(checkpoint.config, checkpoint)
-            fitted = fit_to_grid(image, *grid_limits(family.image_grid))
+            fitted = fit_to_grid(image, grid_limits(family.image_grid))
             assert fitted.size == image.size
             pixels, (rows, columns) = patchify(fitted, family)
             tokens = rows * columns // 4
@@ -238,7 +238,7 @@ def test_wrong_files_are_refused_by_name(demo_files: tuple[Path, Path], tmp_path
 
 def test_images_are_made_smaller_as_in_a_calibration_with_the_same_limit(demo_files: tuple[Path, Path]) -> None:
     image = picture(280, 224)
-    fitted = fit_to_grid(image, 28, 8 * 784, 20 * 784)
+    fitted = fit_to_grid(image, Limits(28, 8 * 784, 20 * 784))
     assert fitted.width * fitted.height == 20 * 784
     with Runtime(*demo_files, threads=1, image_tokens=20) as small, Runtime(*demo_files, threads=1) as full:
         found = small.start("what color?", image)

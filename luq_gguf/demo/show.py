@@ -27,6 +27,7 @@ def run_demo(out: Path, threads: int, progress: Progress) -> str:
     """Convert, ask, measure; returns what to print. The files and pictures stay in `out`."""
     settings = pipeline.Settings(low_layers=LOW_LAYERS, calib=SHAPES, threads=threads)
     result = pipeline.convert(str(CHECKPOINT), out, settings, progress)
+    assert result.mmproj is not None
     full, _ = pipeline.export_model(str(CHECKPOINT), out / "16bit", "auto", "f16", progress)
     pictures = draw_pictures(out / "images")
     answers = [answer_all(file, result.mmproj, pictures, threads, progress) for file in (full, result.model)]

@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import reprlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType
+from numpy.typing import NDArray
 
 from luq_gguf.checkpoint import Checkpoint
 from luq_gguf.errors import CheckpointError, TensorError
 
 if TYPE_CHECKING:
-    from types import ModuleType
+    from luq_gguf.families.decoder_modules import DecoderModules
 
 Dtype = Literal["f16", "bf16", "f32"]
 MetadataEntry = tuple[str, Any, GGUFValueType, GGUFValueType | None]
 """Key, value, type, and the type of an array's items."""
+ReadTensor = Callable[[str], NDArray[np.float32]]
 LEAST_SCALE, MOST_SCALE = 1e-4, 1e4
 """Of what is taken off colors from 0 to 1, and of what they are divided by."""
 LAYER_WEIGHTS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
@@ -35,14 +38,19 @@ class TensorSource:
     """A GGUF tensor and what it is made of.
 
     `shape` is the GGUF tensor's in numpy's order (rows, row length); `source` the tensor of the
-    checkpoint under its hub name. `transform` is "" (as it is), "third:N" (that third of the rows), or
-    "frame:N" (that slice of axis 2 of a 3-D convolution).
+    checkpoint under its hub name. `transform` is "" (as it is), "third:N" (that third of the rows), "frame:N" (that
+    slice of axis 2 of a 3-D convolution), "rotary:HEADS" (the rows of each head in the order of llama.cpp's LLaMA:
+    the two numbers of a rotated pair side by side), or "plus:N" (N is added to every value).
+
+    A tensor that is computed has `make` instead, which is given a function that reads a tensor by its hub name; its
+    `source` is empty.
     """
 
     name: str
     source: str
     shape: tuple[int, ...]
     transform: str = ""
+    make: Callable[[ReadTensor], NDArray[np.float32]] | None = field(default=None, compare=False)
 
     @property
     def source_shape(self) -> tuple[int, ...]:
@@ -56,13 +64,19 @@ class TensorSource:
 
 @dataclass(frozen=True)
 class ImageGrid:
-    """How a family wants images: sides in multiples of `factor`, area within pixels, then (x - mean) / std."""
+    """How a family wants images: sides in multiples of `factor`, area within pixels, then (x - mean) / std.
+
+    `factor` is the side of an image token in pixels. Where `side` is given, every image becomes a square of that side:
+    widened with the color `padding`, or stretched where that is None.
+    """
 
     factor: int
     min_pixels: int
     max_pixels: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    side: int | None = None
+    padding: tuple[int, int, int] | None = None
 
 
 class Family(ABC):
@@ -70,8 +84,15 @@ class Family(ABC):
 
     name: ClassVar[str]
     architecture: ClassVar[str]
-    tokenizer_pattern: ClassVar[str]
-    """The regular expression by which the tokenizer splits texts."""
+    """What llama.cpp calls the text model's architecture."""
+    tokenizer_pattern: str | None
+    """The regular expression by which the tokenizer splits texts; None for SentencePiece, which does not split them."""
+    turn_end: str
+    """Ends a turn."""
+    image_piece: ClassVar[str] = ""
+    """Stands for one token of an image in a prompt."""
+    image_place: ClassVar[str] = ""
+    """What the chat template writes for an image; `image_prompt` takes its place."""
     layer_weights: ClassVar[tuple[str, ...]] = LAYER_WEIGHTS
 
     layers: int
@@ -80,6 +101,10 @@ class Family(ABC):
     hparams: dict[str, Any]
     vision: dict[str, Any] | None
     image_grid: ImageGrid
+
+    def image_prompt(self, tokens: int) -> str:
+        """An image of so many tokens in a prompt, as llama.cpp hands it to the model."""
+        return self.image_piece * tokens
 
     @property
     def image_factor(self) -> int:
@@ -112,7 +137,7 @@ class Family(ABC):
 
     @abstractmethod
     def vision_tensors(self) -> list[TensorSource]:
-        """All tensors of the mmproj, from the config alone."""
+        """All tensors of the mmproj, from the config alone; none for a model that takes no images."""
 
     @abstractmethod
     def vision_type(self, tensor: TensorSource, dtype: Dtype) -> GGMLQuantizationType:
@@ -131,12 +156,8 @@ class Family(ABC):
         """All metadata of the mmproj."""
 
     @abstractmethod
-    def read_image_grid(self, checkpoint: Checkpoint) -> ImageGrid:
-        """The image rules that the checkpoint's preprocessor files state."""
-
-    @abstractmethod
-    def modules(self) -> ModuleType:
-        """The module with this family's torch code, imported when asked for."""
+    def modules(self) -> type[DecoderModules]:
+        """The class of this family's parts in torch, imported when asked for."""
 
     def text_type(self, tensor: TensorSource, dtype: Dtype) -> GGMLQuantizationType:
         """The type that llama.cpp's converter gives a tensor of the text GGUF: vectors stay in F32."""

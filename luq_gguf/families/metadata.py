@@ -19,7 +19,7 @@ from luq_gguf.families.base import Dtype, MetadataEntry
 from luq_gguf.families.model_card import require_sane_card
 from luq_gguf.safetensors_index import require_inside
 from luq_gguf.small_files import read_small
-from luq_gguf.tokenizer_file import HINT, load_tokenizer, tokenizing
+from luq_gguf.tokenizer_file import HINT, load_tokenizer, text_of_token, tokenizing
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -63,7 +63,7 @@ def add_general(
         metadata.set_gguf_meta_model(writer)
     except Exception as error:
         raise CheckpointError(
-            f"cannot read the model card or generation_config.json of {checkpoint.folder}: {_first_line(error)}",
+            f"cannot read the model card or generation_config.json of {checkpoint.folder}: {first_line(error)}",
             hint="repair the file or take it out of the folder",
         ) from error
     writer.add_file_type(FILE_TYPES[dtype])
@@ -90,26 +90,32 @@ def add_byte_level_bpe(
     `pre` is llama.cpp's name of the pre-tokenizer whose splitting pattern is `pattern`; a tokenizer that
     splits otherwise is refused, since llama.cpp would read texts in another way than the model.
     """
-    _require_sane_files(checkpoint)
-    content = checkpoint.side_json("tokenizer.json")
+    require_sane_files(checkpoint)
     tokens, types = read_tokens(checkpoint, vocabulary_size, pattern)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    try:
-        special = gguf.SpecialVocab(checkpoint.folder, load_merges=True)
-        special.add_special_token |= _added_by_processor(content.get("post_processor"))
-        special.add_to_gguf(writer, quiet=True)
-    except Exception as error:
-        raise CheckpointError(
-            f"cannot read the tokenizer files of {checkpoint.folder}: {_first_line(error)}", hint=HINT
-        ) from error
-    if not special.merges:
+    if not add_special_tokens(writer, checkpoint, load_merges=True).merges:
         raise CheckpointError(f"the tokenizer of {checkpoint.folder} has no merges", hint=HINT)
 
 
-def _require_sane_files(checkpoint: Checkpoint) -> None:
+def add_special_tokens(writer: gguf.GGUFWriter, checkpoint: Checkpoint, **options: Any) -> gguf.SpecialVocab:
+    """Add special tokens, which of them begin and end a text, merges and chat template; raises CheckpointError."""
+    content = checkpoint.side_json("tokenizer.json")
+    try:
+        special = gguf.SpecialVocab(checkpoint.folder, **options)
+        special.add_special_token |= added_by_processor(content.get("post_processor"))
+        special.add_to_gguf(writer, quiet=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"cannot read the tokenizer files of {checkpoint.folder}: {first_line(error)}", hint=HINT
+        ) from error
+    return special
+
+
+def require_sane_files(checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError where a file that gguf's readers open by themselves is too large, or no text."""
     for name in TOKENIZER_FILES:
         checkpoint.side_json(name)
     for name in TEXTS:
@@ -184,7 +190,17 @@ def _tokens_by_id(
     return tokens, types
 
 
-def _added_by_processor(processor: object) -> dict[str, bool]:
+def begins_texts(checkpoint: Checkpoint, *, default: bool) -> str:
+    """The text of the token that begins every text of this model; empty where none does.
+
+    The rule by which the GGUF's `tokenizer.ggml.add_bos_token` is written; `default` is llama.cpp's without that key.
+    """
+    stated = checkpoint.side_json("tokenizer_config.json").get("add_bos_token")
+    added = added_by_processor(checkpoint.side_json("tokenizer.json").get("post_processor")).get("bos", stated)
+    return text_of_token(checkpoint, "bos_token") if (default if added is None else added) else ""
+
+
+def added_by_processor(processor: object) -> dict[str, bool]:
     """Which special tokens a post-processor adds by itself; it has the last word over tokenizer_config.json.
 
     The released gguf does not look at byte-level processors, llama.cpp's converter does.
@@ -203,5 +219,6 @@ def _added_by_processor(processor: object) -> dict[str, bool]:
     return added
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says first, for a message of one line."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__

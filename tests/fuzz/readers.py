@@ -70,7 +70,7 @@ def read_family(folder: Path) -> None:
 def read_processor(folder: Path) -> None:
     checkpoint = Checkpoint(folder, read_config(folder), {}, "")
     family = find_family(checkpoint.config, checkpoint)
-    patchify(fit_to_grid(Image.new("RGB", (60, 40), "red"), *grid_limits(family.image_grid)), family)
+    patchify(fit_to_grid(Image.new("RGB", (60, 40), "red"), grid_limits(family.image_grid)), family)
 
 
 def read_side_files(folder: Path) -> None:

@@ -1,0 +1,130 @@
+"""A decoder in torch: transformers' own modules, loaded one at a time from a checkpoint.
+
+Takes a checkpoint, gives decoder layers and the output head; families with a vision tower add the image features.
+Nothing here holds more than one layer, or the vision tower, at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from luq_gguf.checkpoint import Checkpoint, require_finite
+from luq_gguf.errors import CheckpointError, TensorError, UnsupportedModelError
+from luq_gguf.families.base import Family
+
+HEAD_ROWS = 16384
+Prepared = tuple[NDArray[np.float32], tuple[int, int]]
+"""An image as the vision tower takes it, and its rows and columns of patches."""
+
+
+class DecoderModules:
+    """The model's parts in one compute type; a family names transformers' classes for them."""
+
+    config_class: ClassVar[Any]
+    layer_class: ClassVar[Any]
+    norm_class: ClassVar[Any]
+    rotary_class: ClassVar[Any]
+    position_axes: ClassVar[int] = 1
+    """Rows of `positions`: 3 for M-RoPE."""
+    deep_layers: int = 0
+    """After so many of the first layers, features of the images are added to the states."""
+
+    def __init__(self, checkpoint: Checkpoint, family: Family, dtype: torch.dtype) -> None:
+        self.checkpoint = checkpoint
+        self.family = family
+        self.dtype = dtype
+        try:
+            self.config = self.config_class(**checkpoint.config, attn_implementation="sdpa")
+        except Exception as error:
+            raise CheckpointError(
+                f"transformers cannot use {checkpoint.folder / 'config.json'}: {' '.join(str(error).split())}",
+                hint="download the checkpoint's original config.json",
+            ) from error
+        self.text = getattr(self.config, "text_config", self.config)
+
+    def tensor(self, source: str) -> torch.Tensor:
+        """A tensor of the checkpoint in the compute type; raises TensorError where it is not finite."""
+        name = self.family.find(self.checkpoint, source)
+        return self._torch(self.checkpoint.read(name), name)
+
+    def _torch(self, stored: NDArray[Any], name: str) -> torch.Tensor:
+        require_finite(stored, name)
+        tensor = torch.from_numpy(stored)
+        return (tensor.view(torch.bfloat16) if stored.dtype == np.uint16 else tensor).to(self.dtype)
+
+    def fill(self, module: torch.nn.Module, prefix: str) -> None:
+        """Give a module on the meta device the checkpoint's tensors whose names begin with `prefix`."""
+        state = {}
+        for name, place in module.state_dict().items():
+            state[name] = self.tensor(prefix + name)
+            if state[name].shape != place.shape:
+                found, wanted = tuple(state[name].shape), tuple(place.shape)
+                raise TensorError(
+                    f"tensor {prefix + name} has the shape {found}, config.json says {wanted}",
+                    tensor=prefix + name,
+                    hint="the checkpoint's files do not belong together",
+                )
+        module.load_state_dict(state, assign=True)
+        module.requires_grad_(False).eval()
+
+    def prepare(self, image: Image.Image) -> Prepared:
+        """A fitted image as the vision tower takes it."""
+        raise UnsupportedModelError(f"{self.family.name} takes no images, this one of {image.size} neither")
+
+    def image_features(self, groups: Iterable[Sequence[Prepared]]) -> Iterator[list[torch.Tensor]]:
+        """Features (tokens, hidden * (1 + deep_layers)) of each image, from what `prepare` gave.
+
+        The images of a group go through the tower together; it keeps them apart. Those for deeper layers stand to the
+        right of those that take the embeddings' place.
+        """
+        raise UnsupportedModelError(f"{self.family.name} takes no images, these {len(list(groups))} groups neither")
+
+    def layer(self, index: int) -> torch.nn.Module:
+        """One decoder layer with its weights."""
+        with torch.device("meta"):
+            module: torch.nn.Module = self.layer_class(self.text, index)
+        self.fill(module, f"model.layers.{index}.")
+        return module
+
+    def run(self, module: torch.nn.Module, states: torch.Tensor, rotary: Any, is_image: torch.Tensor) -> torch.Tensor:
+        """States (batch, tokens, hidden) after a layer; `is_image` (batch, tokens) numbers a token's image from 1."""
+        del is_image  # here no token sees what is to its right
+        found: torch.Tensor = module(states, position_embeddings=rotary, attention_mask=None)
+        return found
+
+    def embed(self, ids: NDArray[np.int64]) -> torch.Tensor:
+        """Embeddings (tokens, hidden), reading only the rows that occur."""
+        name = self.family.find(self.checkpoint, "model.embed_tokens.weight")
+        distinct, places = np.unique(ids, return_inverse=True)
+        return torch.from_numpy(self.checkpoint.read_rows(name, distinct)[places]).to(self.dtype)
+
+    def positions_of(self, is_image: NDArray[np.bool_], grid: tuple[int, int] | None) -> NDArray[np.int64]:
+        """Positions (axes, tokens) of a sequence with at most one image of `grid` rows and columns of tokens."""
+        del grid
+        return np.arange(len(is_image))[None]
+
+    def rotary(self, positions: torch.Tensor) -> Any:
+        """What the layers need for positions (axes, batch, tokens): cosine and sine."""
+        rows = positions[0] if self.position_axes == 1 else positions
+        return self.rotary_class(self.text)(torch.empty(0, dtype=self.dtype), rows)
+
+    def norm(self) -> torch.nn.Module:
+        """The norm after the last layer."""
+        module: torch.nn.Module = self.norm_class(self.text.hidden_size, eps=self.text.rms_norm_eps)
+        self.fill(module, "model.norm.")
+        return module
+
+    def head(self) -> Iterator[torch.Tensor]:
+        """The output matrix in float32, some rows at a time."""
+        source = "model.embed_tokens.weight" if self.family.tied_embeddings else "lm_head.weight"
+        name = self.family.find(self.checkpoint, source)
+        rows = self.checkpoint.tensors[name].shape[0]
+        for start in range(0, rows, HEAD_ROWS):
+            wanted = np.arange(start, min(rows, start + HEAD_ROWS))
+            yield torch.from_numpy(self.checkpoint.read_rows(name, wanted))
