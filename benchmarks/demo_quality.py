@@ -100,7 +100,8 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=100)
     parser.add_argument("--low-layers", type=int, nargs="+", default=[0, 4, 6, 8, 12])
     options = parser.parse_args()
-    full, mmproj = pipeline.export_model(str(options.checkpoint), options.out / "16bit", "auto", "f16")
+    made = pipeline.export_model(str(options.checkpoint), options.out / "16bit", "auto", "f16")
+    full, mmproj = made.text, made.mmproj
     with Runtime(full, mmproj) as runtime:
         reference = answers_of(runtime, options.scenes, None)
     results: dict[str, Any] = {"16 bits": {"size_bytes": full.stat().st_size, **summarize(reference, reference)}}

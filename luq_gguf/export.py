@@ -174,7 +174,7 @@ def _write_header(path: Path, metadata: Sequence[MetadataEntry], tensors: Sequen
 
 def require_tensors(checkpoint: Checkpoint, family: Family) -> None:
     """Raise TensorError unless the checkpoint has every tensor of its config, in its shape and a type that is read."""
-    for tensor in (*family.text_tensors(), *family.vision_tensors()):
+    for tensor in family.checkpoint_tensors():
         _checked_name(checkpoint, family, tensor)
 
 
@@ -198,7 +198,9 @@ def _pieces(checkpoint: Checkpoint, family: Family, name: str, source: TensorSou
     kind, _, number = source.transform.partition(":")
     count = prod(source.shape)
     if source.make is not None:
-        yield np.ascontiguousarray(source.make(lambda wanted: checkpoint.read_float32(family.find(checkpoint, wanted))))
+        values = source.make(lambda wanted: checkpoint.read_float32(family.find(checkpoint, wanted)))
+        assert values.shape == source.shape, (source.name, values.shape)
+        yield np.ascontiguousarray(values)
     elif kind == "frame":
         yield np.ascontiguousarray(checkpoint.read(name)[:, :, int(number)])
     elif kind == "third":

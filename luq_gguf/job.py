@@ -58,6 +58,7 @@ class Settings:
     seed: int = 0
     compute_type: str = "auto"
     mmproj_type: str = "f16"
+    mmproj_layout: str | None = None
     threads: int = 0
     work: Path | None = None
     keep_parts: bool | None = None
@@ -176,6 +177,7 @@ def open_job(model: str, out: Path, settings: Settings, progress: Progress) -> J
     """
     checkpoint = Checkpoint.open(resolve_model(model), check_all=settings.check_all)
     family = find_family(checkpoint.config, checkpoint)
+    family.choose_layout(settings.mmproj_layout)
     require_tensors(checkpoint, family)
     if settings.bundle and family.vision is None:
         raise RequestError(

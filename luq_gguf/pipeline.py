@@ -99,6 +99,8 @@ class Conversion:
     scores: LayerScores
     layer_bytes: tuple[int, ...]
     seconds: dict[str, float]
+    mmproj_layout: str = ""
+    """How the vision part is laid out, where there is a choice."""
 
     @property
     def floored(self) -> tuple[int, int]:
@@ -116,6 +118,7 @@ class Conversion:
         return {
             "model": str(self.model),
             "mmproj": str(self.mmproj) if self.mmproj else None,
+            "mmproj_layout": self.mmproj_layout or None,
             "bundle": str(self.bundle) if self.bundle else None,
             "size_bytes": self.plan.size_bytes,
             "bits_per_weight": self.plan.bits_per_weight,
@@ -130,6 +133,20 @@ class Conversion:
             "report": None,
             "seconds": self.seconds,
         }
+
+
+@dataclass(frozen=True)
+class Export:
+    """What `export_model` wrote; a model that takes no images has no `mmproj`."""
+
+    text: Path
+    mmproj: Path | None
+    mmproj_layout: str
+
+    @property
+    def files(self) -> list[Path]:
+        """Every file, the text model first."""
+        return [self.text, *([self.mmproj] if self.mmproj else [])]
 
 
 @dataclass(frozen=True)
@@ -307,7 +324,7 @@ def leave_records(job: Job, target: Path, plan: Plan, layout: Layout, analysis: 
             bundle(target, job.mmproj, bundled)
     return Conversion(
         target, job.mmproj, bundled, out / PLAN, out / SCORES, out / IMATRIX, plan, analysis.scores,
-        layout.layer_bytes(plan), dict(job.watch.seconds),
+        layout.layer_bytes(plan), dict(job.watch.seconds), job.family.layout,
     )  # fmt: skip
 
 
@@ -343,7 +360,17 @@ def _finished_conversion(job: Job, manifest: Manifest) -> Conversion:
     bundled = bundle_name(target) if job.settings.bundle else None
     scores = read_record(out / SCORES, LayerScores)
     return Conversion(
-        target, job.mmproj, bundled, out / PLAN, out / SCORES, out / IMATRIX, plan, scores, manifest.layer_bytes, {}
+        target,
+        job.mmproj,
+        bundled,
+        out / PLAN,
+        out / SCORES,
+        out / IMATRIX,
+        plan,
+        scores,
+        manifest.layer_bytes,
+        {},
+        job.family.layout,
     )
 
 
@@ -397,19 +424,24 @@ def size_table_of_model(model: str, settings: Settings) -> SizeTable:
 
 
 def export_model(
-    model: str, out: Path, dtype: str = "auto", mmproj_type: str = "f16", progress: Progress = silent
-) -> list[Path]:
+    model: str,
+    out: Path,
+    dtype: str = "auto",
+    mmproj_type: str = "f16",
+    progress: Progress = silent,
+    *,
+    mmproj_layout: str | None = None,
+) -> Export:
     """Write the 16-bit text GGUF and, for a model that takes images, the mmproj, as llama.cpp's converter would."""
     from luq_gguf.export import resolve_dtype
 
-    job = open_job(model, out, Settings(mmproj_type=mmproj_type), progress)
+    job = open_job(model, out, Settings(mmproj_type=mmproj_type, mmproj_layout=mmproj_layout), progress)
     kind = resolve_dtype(job.checkpoint, dtype)
-    made = [out / f"{job.name}-{kind.upper()}.gguf"]
-    export_text(job.checkpoint, job.family, made[0], dtype=kind, progress=progress)
+    text = out / f"{job.name}-{kind.upper()}.gguf"
+    export_text(job.checkpoint, job.family, text, dtype=kind, progress=progress)
     if job.mmproj is not None:
         export_vision(job.checkpoint, job.family, job.mmproj, dtype=mmproj_type, progress=progress)
-        made.append(job.mmproj)
-    return made
+    return Export(text, job.mmproj, job.family.layout)
 
 
 def quantize_file(

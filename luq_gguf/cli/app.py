@@ -68,6 +68,7 @@ def convert(
     seed: options.Seed = 0,
     compute_type: options.ComputeType = "auto",
     mmproj_type: options.MmprojType = "f16",
+    mmproj_layout: options.MmprojLayout = None,
     bundle: Annotated[
         bool, typer.Option("--bundle", help="Also write text model and vision part as one file.")
     ] = False,
@@ -96,8 +97,9 @@ def convert(
         low_layers=low_layers, max_size=options.parse_size(max_size) if max_size else None, low_type=low_type,
         high_type=high_type, order=order, strict=strict, calib=calib, samples=samples, skip_bad=skip_bad, alpha=alpha,
         image_max_tokens=image_max_tokens,
-        seed=seed, compute_type=compute_type, mmproj_type=mmproj_type, bundle=bundle, keep_parts=keep_parts,
-        threads=threads, work=work, check_all=check_all, imatrix=tuple(imatrix or ()),
+        seed=seed, compute_type=compute_type, mmproj_type=mmproj_type, mmproj_layout=mmproj_layout,
+        bundle=bundle, keep_parts=keep_parts, threads=threads, work=work, check_all=check_all,
+        imatrix=tuple(imatrix or ()),
     )  # fmt: skip
     with show_progress() as progress:
         result = pipeline.convert(model, out, settings, progress)
@@ -203,6 +205,7 @@ def export(
     out: options.Out,
     dtype: options.Dtype = "auto",
     mmproj_type: options.MmprojType = "f16",
+    mmproj_layout: options.MmprojLayout = None,
     debug: options.Debug = False,
 ) -> None:
     """Write the 16-bit text GGUF and the mmproj, as llama.cpp's own converter would.
@@ -212,8 +215,11 @@ def export(
     from luq_gguf import pipeline
 
     with show_progress() as progress:
-        for path in pipeline.export_model(model, out, dtype, mmproj_type, progress):
-            _print(f"wrote {path} ({path.stat().st_size:,} bytes)")
+        made = pipeline.export_model(model, out, dtype, mmproj_type, progress, mmproj_layout=mmproj_layout)
+    for path in made.files:
+        _print(f"wrote {path} ({path.stat().st_size:,} bytes)")
+    if made.mmproj_layout:
+        _print(f"vision part: laid out {made.mmproj_layout!r} (--mmproj-layout)")
 
 
 @app.command()

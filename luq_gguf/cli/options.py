@@ -97,6 +97,11 @@ ComputeType = Annotated[
 MmprojType = Annotated[
     str, typer.Option("--mmproj-type", help="Type of the vision part: f16, bf16, f32.", rich_help_panel="Run")
 ]
+MmprojLayout = Annotated[
+    str | None,
+    typer.Option("--mmproj-layout", help="LLaVA-1.5: exact (default), no-class, standard; see the README.",
+                 show_default=False, rich_help_panel="Run"),
+]  # fmt: skip
 Dtype = Annotated[
     str, typer.Option("--dtype", help="16-bit type: auto (bf16 where the checkpoint is), f16, bf16, f32.")
 ]

@@ -130,6 +130,8 @@ def format_conversion(result: Conversion) -> str:
     stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in result.seconds.items())
     lines = [*_plan_lines(plan), f"time: {stages}" if stages else "nothing to do: these files are of the same request"]
     lines.append(format_floor(result.floored))
+    if result.mmproj_layout:
+        lines.append(f"vision part: laid out {result.mmproj_layout!r} (--mmproj-layout)")
     lines += [f"wrote {path}" for path in result.files()]
     return render(table, "", *_score_lines(scores), *lines)
 

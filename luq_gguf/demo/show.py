@@ -28,7 +28,7 @@ def run_demo(out: Path, threads: int, progress: Progress) -> str:
     settings = pipeline.Settings(low_layers=LOW_LAYERS, calib=SHAPES, threads=threads)
     result = pipeline.convert(str(CHECKPOINT), out, settings, progress)
     assert result.mmproj is not None
-    full, _ = pipeline.export_model(str(CHECKPOINT), out / "16bit", "auto", "f16", progress)
+    full = pipeline.export_model(str(CHECKPOINT), out / "16bit", "auto", "f16", progress).text
     pictures = draw_pictures(out / "images")
     answers = [answer_all(file, result.mmproj, pictures, threads, progress) for file in (full, result.model)]
     samples = measure_files([full, result.model], prompt=128, generate=32, threads=threads or None, repeat=3)

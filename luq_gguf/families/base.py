@@ -16,7 +16,7 @@ from gguf import GGMLQuantizationType, GGUFValueType
 from numpy.typing import NDArray
 
 from luq_gguf.checkpoint import Checkpoint
-from luq_gguf.errors import CheckpointError, TensorError
+from luq_gguf.errors import CheckpointError, RequestError, TensorError
 
 if TYPE_CHECKING:
     from luq_gguf.families.decoder_modules import DecoderModules
@@ -95,6 +95,10 @@ class Family(ABC):
     """What the chat template writes for an image; `image_prompt` takes its place."""
     layer_weights: ClassVar[tuple[str, ...]] = LAYER_WEIGHTS
 
+    layouts: tuple[str, ...] = ()
+    """Where the mmproj can be laid out in several ways: their names, the default first."""
+    layout: str = ""
+
     layers: int
     hidden_size: int
     tied_embeddings: bool
@@ -105,6 +109,15 @@ class Family(ABC):
     def image_prompt(self, tokens: int) -> str:
         """An image of so many tokens in a prompt, as llama.cpp hands it to the model."""
         return self.image_piece * tokens
+
+    def choose_layout(self, name: str | None) -> None:
+        """Take one of `layouts`, the default for None; raises RequestError."""
+        if name is None:
+            return
+        if name not in self.layouts:
+            known = ", ".join(self.layouts) if self.layouts else "it has only one"
+            raise RequestError(f"the vision part of {self.name} has no layout {name!r}", hint=f"known are {known}")
+        self.layout = name
 
     @property
     def image_factor(self) -> int:
@@ -138,6 +151,10 @@ class Family(ABC):
     @abstractmethod
     def vision_tensors(self) -> list[TensorSource]:
         """All tensors of the mmproj, from the config alone; none for a model that takes no images."""
+
+    def checkpoint_tensors(self) -> list[TensorSource]:
+        """Every tensor that the checkpoint must have, in the shape of its config."""
+        return [*self.text_tensors(), *self.vision_tensors()]
 
     @abstractmethod
     def vision_type(self, tensor: TensorSource, dtype: Dtype) -> GGMLQuantizationType:

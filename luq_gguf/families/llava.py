@@ -1,6 +1,6 @@
 """LLaVA-1.5: a LLaMA decoder behind a CLIP tower of which the last block and the class token are not used.
 
-llama.cpp's converter makes no mmproj for this family.
+llama.cpp's converter makes no mmproj for this family, and its graph has a defect; `llava_layouts` says how it is met.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from luq_gguf.families.clip_tower import (
     tower_pairs,
     tower_tensor,
 )
+from luq_gguf.families.llava_layouts import LAYOUTS, PATCH, can_be_exact, lay_out, layout_sizes, stays_wide
 from luq_gguf.families.metadata import MetadataRecorder, add_general
 from luq_gguf.families.processor_file import read_processor, square_side
 from luq_gguf.families.text_only import Llama
@@ -64,6 +65,8 @@ class Llava(Llama):
         if (activation := reader.content.get("hidden_act", "quick_gelu")) != "quick_gelu":
             raise reader.wrong("hidden_act", activation, "quick_gelu, the one that llama.cpp computes for this family")
         self.image_grid = self.read_image_grid(checkpoint) if checkpoint else self._square(MEAN, STD)
+        self.layouts = LAYOUTS if can_be_exact(self.vision) else LAYOUTS[1:]
+        self.layout = self.layouts[0]
 
     def _square(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> ImageGrid:
         """Images become squares, widened with the mean color, as llama.cpp does by itself."""
@@ -78,7 +81,14 @@ class Llava(Llama):
         return self._square(reader.triple("image_mean"), reader.triple("image_std", positive=True))
 
     def vision_tensors(self) -> list[TensorSource]:
-        """All tensors of the mmproj."""
+        """All tensors of the mmproj, in the chosen layout."""
+        return lay_out(self.layout, self._standard_tensors(), self.vision)
+
+    def checkpoint_tensors(self) -> list[TensorSource]:
+        """Those of the standard layout, of which the others are computed."""
+        return [*self.text_tensors(), *self._standard_tensors()]
+
+    def _standard_tensors(self) -> list[TensorSource]:
         sizes = self.vision
         hidden, patch = sizes["hidden_size"], sizes["patch_size"]
         embeddings = f"{PREFIX}embeddings."
@@ -102,9 +112,9 @@ class Llava(Llama):
 
     def vision_type(self, tensor: TensorSource, dtype: Dtype) -> GGMLQuantizationType:
         """F32 for vectors and positions; the patch convolution is F16 in an F16 file and F32 in any other."""
-        if len(tensor.shape) == 1 or tensor.name == "v.position_embd.weight":
+        if len(tensor.shape) == 1 or stays_wide(self.layout, tensor.name):
             return GGMLQuantizationType.F32
-        if tensor.name == "v.patch_embd.weight" and dtype != "f16":
+        if tensor.name == PATCH and dtype != "f16":
             return GGMLQuantizationType.F32
         return plain_type(dtype)
 
@@ -119,7 +129,8 @@ class Llava(Llama):
         recorder = MetadataRecorder(gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.MMPROJ])
         writer = recorder.writer
         add_general(writer, checkpoint, gguf.GGUFType.MMPROJ, count_parameters(self.vision_tensors()), dtype)
-        add_tower(writer, self.vision, self.read_image_grid(checkpoint), self.hidden_size)
+        sizes = layout_sizes(self.layout, self.vision)
+        add_tower(writer, sizes, self.read_image_grid(checkpoint), self.hidden_size)
         writer.add_clip_projector_type("mlp")
         return recorder.entries()
 
