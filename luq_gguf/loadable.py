@@ -22,6 +22,9 @@ def open_loadable(path: Path) -> GGUFFile:
     layers = file.metadata.get(f"{architecture}.block_count", 1)
     if not isinstance(layers, int) or not 1 <= layers <= MAX_LAYERS:
         raise _refused(path, f"block_count is {layers!r}, not a number from 1 to {MAX_LAYERS}")
+    deep = file.metadata.get(f"{architecture}.n_deepstack_layers", 0)
+    if not isinstance(deep, int) or not 0 <= deep < layers:
+        raise _refused(path, f"n_deepstack_layers is {deep!r}, not fewer than its {layers} layers")
     _check_sections(file, str(architecture))
     _check_tokens(file)
     return file
@@ -46,10 +49,11 @@ def _check_sections(file: GGUFFile, architecture: str) -> None:
     width, heads = (file.metadata.get(f"{architecture}.{key}") for key in ("embedding_length", "attention.head_count"))
     if not isinstance(width, int) or not isinstance(heads, int) or heads < 1:
         return  # by layer, or broken in a way that llama.cpp says
-    turned = file.metadata.get(f"{architecture}.rope.dimension_count", width // heads)
+    head = file.metadata.get(f"{architecture}.attention.key_length", width // heads)
+    turned = file.metadata.get(f"{architecture}.rope.dimension_count", head)
     numbers = isinstance(sections, list) and all(isinstance(size, int) and size >= 0 for size in sections)
     if not numbers or not isinstance(turned, int) or sum(sections) > turned:
-        raise _refused(file.path, f"rope.dimension_sections is {sections!r} for heads of {width // heads} channels")
+        raise _refused(file.path, f"rope.dimension_sections is {sections!r} for heads of {head!r} channels")
 
 
 def _refused(path: Path, why: str) -> GGUFError:

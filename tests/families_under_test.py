@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from luq_gguf.checkpoint import Checkpoint
 from luq_gguf.demo import FRESH_SEED
@@ -26,6 +27,15 @@ from luq_gguf.runtime import Runtime
 QUESTION = "What is in the picture?"
 SEEING = ("qwen2.5-vl", "qwen2-vl", "qwen3-vl", "llava-1.5", "gemma-3")
 READING = ("qwen2.5", "qwen3", "llama")
+_QWEN = ("<|image_pad|>", "", "<|image_pad|>", "")
+PLACES = {
+    "qwen2.5-vl": _QWEN,
+    "qwen2-vl": _QWEN,
+    "qwen3-vl": _QWEN,
+    "llava-1.5": ("<image>", "", "<image>", ""),
+    "gemma-3": ("<start_of_image>", "\n\n<start_of_image>", "<image_soft_token>", "<end_of_image>\n\n"),
+}
+"""What the template writes for an image, and what transformers' processors put there."""
 GRIDS = ((4, 4), (6, 3), (3, 6), (9, 2))
 """Columns and rows of tokens: square, wide, tall, wider."""
 
@@ -62,8 +72,19 @@ class Original:
         return kind.from_pretrained(self.folder, dtype=torch.float32).eval()
 
     @cached_property
-    def processor(self) -> Any:
-        return (AutoProcessor if self.name in SEEING else AutoTokenizer).from_pretrained(self.folder)
+    def tokenizer(self) -> Any:
+        return AutoTokenizer.from_pretrained(self.folder)
+
+    @cached_property
+    def image_processor(self) -> Any:
+        return AutoImageProcessor.from_pretrained(self.folder, backend="pil")
+
+    @cached_property
+    def template(self) -> str:
+        """From the place where the hub's checkpoint keeps it."""
+        if self.tokenizer.chat_template:
+            return str(self.tokenizer.chat_template)
+        return str(json.loads((self.folder / "chat_template.json").read_text())["chat_template"])
 
     def sizes(self) -> list[tuple[int, int]]:
         """Pictures that the family takes as they are: of several shapes, or the one square."""
@@ -72,15 +93,37 @@ class Original:
             return [(rule.side, rule.side)]
         return [(columns * rule.factor, rows * rule.factor) for columns, rows in GRIDS]
 
-    def inputs(self, question: str, image: Image.Image | None = None) -> dict[str, torch.Tensor]:
-        """What transformers' processor makes of a question."""
+    def inputs(self, question: str, image: Image.Image | None = None, answer: str = "") -> dict[str, torch.Tensor]:
+        """What transformers' processor makes of a question; its classes for videos are not installed here."""
         content: Any = question
         if self.name in SEEING:
-            seen = [{"type": "image", "image": image}] if image is not None else []
-            content = [*seen, {"type": "text", "text": question}]
+            content = [{"type": "image"}] * (image is not None) + [{"type": "text", "text": question}]
         messages = [{"role": "user", "content": content}]
-        options = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
-        return dict(self.processor.apply_chat_template(messages, **options))
+        options = {"chat_template": self.template, "add_generation_prompt": True, "tokenize": False}
+        prompt = self.tokenizer.apply_chat_template(messages, **options) + answer
+        given: dict[str, torch.Tensor] = {}
+        if image is not None:
+            given = dict(self.image_processor(images=[image], return_tensors="pt"))
+            given.pop("num_crops", None)
+            place, before, piece, after = PLACES[self.name]
+            assert prompt.count(place) == 1
+            prompt = prompt.replace(place, before + piece * self.tokens_of(given) + after)
+        begins = bool(self.tokenizer.bos_token) and prompt.startswith(self.tokenizer.bos_token)
+        ids = self.tokenizer(prompt, add_special_tokens=not begins, return_tensors="pt").input_ids
+        given |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if image is not None and self.name != "llava-1.5":
+            kinds = (ids == self.tokenizer.convert_tokens_to_ids(PLACES[self.name][2])).int()
+            given["token_type_ids" if self.name == "gemma-3" else "mm_token_type_ids"] = kinds
+        return given
+
+    def tokens_of(self, given: dict[str, torch.Tensor]) -> int:
+        """Tokens of an image, from transformers' own configuration."""
+        config = self.model.config
+        if "image_grid_thw" in given:
+            return int(given["image_grid_thw"].prod()) // config.vision_config.spatial_merge_size**2
+        if self.name == "gemma-3":
+            return int(config.mm_tokens_per_image)
+        return int((config.vision_config.image_size // config.vision_config.patch_size) ** 2)
 
     def logits(self, question: str, image: Image.Image | None = None) -> NDArray[np.float32]:
         """Of the next token."""
@@ -95,7 +138,7 @@ class Original:
             found = self.model.get_image_features(**given)
         rows = found.pooler_output
         rows = rows if isinstance(rows, torch.Tensor) else torch.cat([*rows])
-        deep = getattr(found, "deepstack_features", None) or []
+        deep = [torch.cat([*part]) for part in getattr(found, "deepstack_features", None) or []]
         return torch.cat([rows.reshape(-1, rows.shape[-1]), *deep], dim=-1).float().numpy()
 
 

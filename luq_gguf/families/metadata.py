@@ -6,6 +6,7 @@ beyond the released gguf package is done here, so that both write the same.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -103,6 +104,7 @@ def add_byte_level_bpe(
 def add_special_tokens(writer: gguf.GGUFWriter, checkpoint: Checkpoint, **options: Any) -> gguf.SpecialVocab:
     """Add special tokens, which of them begin and end a text, merges and chat template; raises CheckpointError."""
     content = checkpoint.side_json("tokenizer.json")
+    logging.getLogger("gguf.vocab").setLevel(logging.ERROR)  # it warns of what is no matter here
     try:
         special = gguf.SpecialVocab(checkpoint.folder, **options)
         special.add_special_token |= added_by_processor(content.get("post_processor"))

@@ -39,8 +39,8 @@ class Qwen3VL(QwenVL):
         if isqrt(positions) ** 2 != positions:
             raise reader.wrong("num_position_embeddings", positions, "a square")
         deep = reader.integers("deepstack_visual_indexes", [8, 16, 24], maximum=1000)
-        if deep != sorted(set(deep)) or deep[-1] >= reader.integer("depth") or len(deep) > self.layers:
-            raise reader.wrong("deepstack_visual_indexes", deep, "rising numbers of blocks, no more than layers")
+        if deep != sorted(set(deep)) or deep[-1] >= reader.integer("depth") or len(deep) >= self.layers:
+            raise reader.wrong("deepstack_visual_indexes", deep, "rising numbers of blocks, fewer than decoder layers")
         return super().read_tower_widths(reader) | {
             "num_position_embeddings": positions,
             "deepstack_visual_indexes": deep,
