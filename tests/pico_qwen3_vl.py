@@ -39,7 +39,7 @@ CHAT_TEMPLATE = (
 
 
 def build_qwen3_vl(
-    folder: Path, *, dtype: str = "bf16", tied: bool = False, shards: int = 1, seed: int = 0, layers: int = 3
+    folder: Path, *, dtype: str = "bf16", tied: bool = False, shards: int = 1, seed: int = 0, layers: int = 4
 ) -> Path:
     """Write a checkpoint into `folder` and return it; the same arguments give the same bytes."""
     added = ADDED_TOKENS | THINKING
