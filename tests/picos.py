@@ -52,15 +52,20 @@ def build_family(folder: Path, family: str, *, form: str = "hub", **options: Any
 
 
 def resave(checkpoint: Path, folder: Path) -> Path:
-    """Load a checkpoint by transformers and save model and tokenizer or processor again."""
+    """Load a checkpoint by transformers and save model, tokenizer and processor again."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     vision = (checkpoint / "preprocessor_config.json").exists()
-    model_class, files_class = (
-        (AutoModelForImageTextToText, AutoProcessor) if vision else (AutoModelForCausalLM, AutoTokenizer)
-    )
-    model_class.from_pretrained(checkpoint, dtype="auto").save_pretrained(folder, max_shard_size="1MB")
-    files_class.from_pretrained(checkpoint).save_pretrained(folder)
+    model = AutoModelForImageTextToText if vision else AutoModelForCausalLM
+    model.from_pretrained(checkpoint, dtype="auto").save_pretrained(folder, max_shard_size="1MB")
+    if (checkpoint / "processor_config.json").exists():
+        AutoProcessor.from_pretrained(checkpoint).save_pretrained(folder)
+        return folder
+    AutoTokenizer.from_pretrained(checkpoint).save_pretrained(folder)
+    if vision:
+        # Qwen's processors need torchvision for videos; their image processor does not.
+        Qwen2VLImageProcessorPil.from_pretrained(checkpoint).save_pretrained(folder)
     return folder
 
 
