@@ -34,7 +34,7 @@ from tests.pico_files import encode, write_shards
 from tests.picos import FAMILY_GOLDEN_CASES
 
 ROOT = Path(__file__).resolve().parent.parent
-GOLDEN_FILES = sorted([*GOLDEN_CASES, "demo"])
+GOLDEN_FILES = [*GOLDEN_CASES, "demo"]
 OUTPUTS = [f"{kind}-{dtype}" for kind in ("text", "mmproj") for dtype in ("f16", "bf16", "f32")]
 
 
