@@ -91,6 +91,7 @@ class PromptMaker:
         if sample.picture is not None:
             fitted, grid = self._fit(sample.picture)
             prompt = prompt.replace(self.family.image_place, self.family.image_prompt(grid[0] * grid[1]), 1)
+        # encoded by itself, as the model says it: SentencePiece puts a space before it, as those models were trained
         answer = [] if sample.answer is None else self._encode(sample.answer + self.family.turn_end)
         return [self._finish(sample.id, self._begin(prompt) + answer, fitted, grid, len(answer))]
 

@@ -300,7 +300,7 @@ BAD_TEXTS: Cases = {
             "chat_template.jinja",
             "{% set n = namespace(a='x') %}{% for i in range(50) %}{% set n.a = n.a + n.a %}{% endfor %}",
         ),
-        ("chat template", "memory"),
+        ("chat template", "it takes"),
     ),
     "a template that looks for files": (
         write("chat_template.jinja", "{{ cycler.__init__.__globals__.os.popen('id').read() }}"),
