@@ -170,6 +170,11 @@ def require_finite(values: NDArray[Any], name: str) -> None:
 def read_config(folder: Path) -> dict[str, Any]:
     """The content of config.json; raises CheckpointError where there is none that can be read."""
     path = folder / "config.json"
+    if not path.exists() and (folder / "adapter_config.json").exists():
+        raise CheckpointError(
+            f"{folder} is a LoRA adapter, not a model",
+            hint="merge it into its base model (peft: merge_and_unload, then save_pretrained) and give that folder",
+        )
     if not path.exists():
         raise CheckpointError(
             f"{folder} has no config.json", hint="give the folder of a Hugging Face checkpoint, as downloaded"

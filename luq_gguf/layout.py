@@ -66,6 +66,22 @@ class Layout:
                 sizes[spec.layer] += type_size(kind, spec.shape)
         return tuple(sizes)
 
+    def fallback_notes(self) -> list[str]:
+        """What the weights become whose rows cannot take the types asked for, a line for each kind of weight."""
+        found: dict[str, tuple[int, set[str], set[str]]] = {}
+        for spec in self.specs:
+            high = {kind.name for name, kind in self.inputs.high_fallbacks.items() if name == spec.name}
+            low = {spec.low.name} - {self.inputs.low_type} if spec.layer is not None and spec.quantizable else set()
+            if high or low:
+                kind = spec.name.rpartition(".")[0].rpartition(".")[2]
+                _, highs, lows = found.get(kind, (0, set(), set()))
+                found[kind] = (spec.shape[0], highs | high, lows | low)
+        return [
+            f"{kind}: rows of {row:,} do not fill the blocks of these types; llama.cpp makes them "
+            f"{_any_of(highs)} in high layers, {_any_of(lows)} in low ones, and the sizes count that"
+            for kind, (row, highs, lows) in found.items()
+        ]
+
     def surely_quantized(self) -> list[str]:
         """The layers' weights that every plan of this model quantizes."""
         rows = (spec for spec in self.specs if spec.layer is not None and spec.quantizable)
@@ -77,6 +93,10 @@ class Layout:
         for spec in self.specs:
             sizes[spec.layer] = sizes.get(spec.layer, 0) + type_size(spec.source, spec.shape)
         return max(sizes.values())
+
+
+def _any_of(kinds: set[str]) -> str:
+    return " or ".join(sorted(kinds)) or "what was asked for"
 
 
 class ModelRecord(Record):

@@ -416,6 +416,7 @@ def size_table_of_model(model: str, settings: Settings) -> SizeTable:
     notes = ["the order of the layers is that of --order depth: other orders give slightly other sizes"]
     if not has_tokenizer:
         notes.append("without tokenizer.json: the file is larger by its vocabulary")
+    notes += layout.fallback_notes()
     sizes = layout.sizes(choose_order(None, "depth", family.layers))
     inputs = layout.inputs
     return SizeTable(

@@ -13,58 +13,14 @@ import pytest
 from gguf import GGMLQuantizationType
 
 from luq_gguf.checkpoint import Checkpoint
-from luq_gguf.errors import CheckpointError, TensorError, UnsupportedModelError
+from luq_gguf.errors import CheckpointError, LuqError, TensorError, UnsupportedModelError
 from luq_gguf.export import text_layout
 from luq_gguf.families import KNOWN, family_from_config, find_family
 from tests.pico import build_pico, hub_config, nested_config, pico_shapes
+from tests.picos import build_family
+from tests.published import GEMMA3_4B, LLAVA_7B, QWEN2_VL_7B, QWEN3_VL_8B, QWEN25_VL_7B
 
-SEVEN_B: dict[str, Any] = {
-    "architectures": ["Qwen2_5_VLForConditionalGeneration"],
-    "attention_dropout": 0.0,
-    "bos_token_id": 151643,
-    "eos_token_id": 151645,
-    "vision_start_token_id": 151652,
-    "vision_end_token_id": 151653,
-    "vision_token_id": 151654,
-    "image_token_id": 151655,
-    "video_token_id": 151656,
-    "hidden_act": "silu",
-    "hidden_size": 3584,
-    "initializer_range": 0.02,
-    "intermediate_size": 18944,
-    "max_position_embeddings": 128000,
-    "max_window_layers": 28,
-    "model_type": "qwen2_5_vl",
-    "num_attention_heads": 28,
-    "num_hidden_layers": 28,
-    "num_key_value_heads": 4,
-    "rms_norm_eps": 1e-06,
-    "rope_theta": 1000000.0,
-    "sliding_window": 32768,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "transformers_version": "4.41.2",
-    "use_cache": True,
-    "use_sliding_window": False,
-    "vision_config": {
-        "depth": 32,
-        "hidden_act": "silu",
-        "hidden_size": 1280,
-        "intermediate_size": 3420,
-        "num_heads": 16,
-        "in_chans": 3,
-        "out_hidden_size": 3584,
-        "patch_size": 14,
-        "spatial_merge_size": 2,
-        "spatial_patch_size": 14,
-        "window_size": 112,
-        "fullatt_block_indexes": [7, 15, 23, 31],
-        "tokens_per_second": 2,
-        "temporal_patch_size": 2,
-    },
-    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
-    "vocab_size": 152064,
-}
+SEVEN_B = QWEN25_VL_7B
 
 
 def changed(path: str, value: object, config: dict[str, Any] = SEVEN_B) -> dict[str, Any]:
@@ -277,3 +233,104 @@ def test_the_pico_configs_are_what_transformers_writes() -> None:
     nested = find_family(nested_config(flat))
     assert find_family(written | {"architectures": flat["architectures"]}).hparams == nested.hparams
     assert find_family(flat).hparams == nested.hparams
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"architectures": ["Qwen3VLMoeForConditionalGeneration"]}, "has experts"),
+        ({"architectures": ["Qwen2ForCausalLM"], "num_experts": 8}, "has experts"),
+        (QWEN25_VL_7B | {"text_config": {"num_local_experts": 4}}, "has experts"),
+        ({"architectures": ["Qwen2AudioForConditionalGeneration"]}, "takes audio"),
+        ({"architectures": ["Qwen2_5OmniModel"]}, "takes audio"),
+        ({"architectures": ["Gemma3nForConditionalGeneration"], "audio_config": {"hidden_size": 1}}, "takes audio"),
+        ({"architectures": ["LlavaNextVideoForConditionalGeneration"]}, "takes video alone"),
+    ],
+)
+def test_what_this_version_does_not_handle_is_refused_by_name(config: dict[str, Any], words: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=words) as caught:
+        find_family(config)
+    message = str(caught.value)
+    assert config["architectures"][0] in message
+    assert "which this version does not handle" in message
+    assert all(name in message for name in KNOWN)
+
+
+def test_an_unknown_family_is_told_how_to_add_one() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"docs/adding-a-family\.md") as caught:
+        find_family({"architectures": ["MambaForCausalLM"]})
+    assert all(name in str(caught.value) for name in KNOWN)
+
+
+@pytest.mark.parametrize(
+    ("config", "path", "value", "message"),
+    [
+        (QWEN2_VL_7B, "vision_config.embed_dim", 1281, "num_heads is 16, not a divisor of hidden_size 1281"),
+        (QWEN2_VL_7B, "vision_config.hidden_size", 1280, "hidden_size is 1280, not the text model's hidden_size, 3584"),
+        (QWEN2_VL_7B, "vision_config.mlp_ratio", "4", "mlp_ratio is '4'"),
+        (QWEN2_VL_7B, "vision_config.hidden_act", "silu", "hidden_act is 'silu'"),
+        (QWEN3_VL_8B, "vision_config.deepstack_visual_indexes", [8, 8], "deepstack_visual_indexes is"),
+        (QWEN3_VL_8B, "vision_config.deepstack_visual_indexes", [8, 27], "deepstack_visual_indexes is"),
+        (QWEN3_VL_8B, "vision_config.deepstack_visual_indexes", [2, 1], "deepstack_visual_indexes is"),
+        (QWEN3_VL_8B, "vision_config.num_position_embeddings", 2303, "num_position_embeddings is 2303, not a square"),
+        (QWEN3_VL_8B, "vision_config.hidden_act", "relu", "hidden_act is 'relu'"),
+        (QWEN3_VL_8B, "text_config.head_dim", 127, "head_dim is 127, not an even number"),
+        (QWEN3_VL_8B, "text_config.rope_scaling.mrope_section", [24, 20, 21], "mrope_section is .*sum 64"),
+        (LLAVA_7B, "vision_config.model_type", "siglip_vision_model", "of type 'siglip_vision_model', not clip"),
+        (LLAVA_7B, "text_config.model_type", "mistral", "of type 'mistral', not llama"),
+        (LLAVA_7B, "vision_feature_layer", [-2, -5], r"vision_feature_layer is \[-2, -5\]"),
+        (LLAVA_7B, "vision_feature_select_strategy", "full", "vision_feature_select_strategy is 'full'"),
+        (LLAVA_7B, "projector_hidden_act", "relu", "projector_hidden_act is 'relu'"),
+        (LLAVA_7B, "vision_config.hidden_act", "gelu", "hidden_act is 'gelu'"),
+        (LLAVA_7B, "vision_config.image_size", 1 << 20, "image_size is 1048576"),
+        (LLAVA_7B, "vision_config.image_size", 7, "image_size is 7, not at least patch_size, 14"),
+        (LLAVA_7B, "vision_config.num_attention_heads", 15, "num_attention_heads is 15"),
+        (LLAVA_7B, "text_config.rope_scaling", {"type": "dynamic", "factor": 2.0}, "rope_type is 'dynamic'"),
+        (LLAVA_7B, "text_config.rope_scaling", {"type": "linear"}, "factor is missing"),
+        (GEMMA3_4B, "mm_tokens_per_image", 255, "mm_tokens_per_image is 255, not the square"),
+        (GEMMA3_4B, "text_config.sliding_window_pattern", 5, "sliding_window_pattern is 5, not 6"),
+        (GEMMA3_4B, "text_config.final_logit_softcapping", 30.0, "final_logit_softcapping is 30.0"),
+        (GEMMA3_4B, "text_config.query_pre_attn_scalar", 168, "query_pre_attn_scalar is 168, not 256"),
+        (GEMMA3_4B, "text_config.hidden_activation", "silu", "hidden_activation is 'silu'"),
+        (GEMMA3_4B, "text_config.sliding_window", 0, "sliding_window is 0"),
+    ],
+)
+def test_a_value_that_llama_cpp_would_not_follow_is_named(
+    config: dict[str, Any], path: str, value: object, message: str
+) -> None:
+    with pytest.raises(LuqError, match=message):
+        find_family(changed(path, value, config))
+
+
+PROCESSORS: dict[str, list[tuple[dict[str, Any], str]]] = {
+    "qwen2-vl": [({"patch_size": 16}, "patch_size is 16, not 14"), ({"merge_size": 1}, "merge_size is 1, not 2")],
+    "qwen3-vl": [({"patch_size": 14}, "patch_size is 14, not 16")],
+    "llava-1.5": [({"crop_size": {"height": 224, "width": 224}}, "crop_size is .*, not 56 x 56 pixels")],
+    "gemma-3": [
+        ({"size": {"height": 224, "width": 224}}, "size is .*, not 56 x 56 pixels"),
+        ({"image_seq_length": 256}, "image_seq_length is 256, not 4"),
+    ],
+}
+
+
+@pytest.mark.parametrize("family", PROCESSORS)
+def test_a_processor_file_that_is_missing_or_of_another_model_is_named(tmp_path: Path, family: str) -> None:
+    folder = build_family(tmp_path / "pico", family)
+    file = folder / "preprocessor_config.json"
+    content = json.loads(file.read_text())
+    (folder / "processor_config.json").unlink(missing_ok=True)  # it has the last word
+    for changes, message in PROCESSORS[family]:
+        file.write_text(json.dumps(content | changes))
+        checkpoint = Checkpoint.open(folder)
+        with pytest.raises(CheckpointError, match=f"preprocessor_config.json of .*{message}.*another model"):
+            find_family(checkpoint.config, checkpoint)
+    file.unlink()
+    checkpoint = Checkpoint.open(folder)
+    with pytest.raises(CheckpointError, match=r"pico has no preprocessor_config\.json"):
+        find_family(checkpoint.config, checkpoint)
+
+
+def test_an_adapter_is_told_to_be_merged(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(CheckpointError, match=r"is a LoRA adapter.*merge_and_unload"):
+        Checkpoint.open(tmp_path)
