@@ -285,6 +285,8 @@ def test_an_unknown_family_is_told_how_to_add_one() -> None:
         (LLAVA_7B, "vision_config.image_size", 1 << 20, "image_size is 1048576"),
         (LLAVA_7B, "vision_config.image_size", 7, "image_size is 7, not at least patch_size, 14"),
         (LLAVA_7B, "vision_config.num_attention_heads", 15, "num_attention_heads is 15"),
+        (LLAVA_7B, "vision_config.intermediate_size", 1024, "intermediate_size is 1024, not another number than"),
+        (QWEN25_VL_7B, "vision_config.intermediate_size", 1280, "intermediate_size is 1280, not another number than"),
         (LLAVA_7B, "text_config.rope_scaling", {"type": "dynamic", "factor": 2.0}, "rope_type is 'dynamic'"),
         (LLAVA_7B, "text_config.rope_scaling", {"type": "linear"}, "factor is missing"),
         (GEMMA3_4B, "mm_tokens_per_image", 255, "mm_tokens_per_image is 255, not the square"),

@@ -243,6 +243,15 @@ class ConfigReader:
             raise self.wrong(key, value, "an object")
         return ConfigReader(value, f"{self.place}: {key}")
 
+    def require_unlike(self, sizes: dict[str, Any]) -> None:
+        """Raise CheckpointError for a tower in which llama.cpp would take feed-forward matrices for each other."""
+        if sizes["intermediate_size"] == sizes["hidden_size"]:
+            raise self.wrong(
+                "intermediate_size", sizes["intermediate_size"],
+                "another number than the tower's hidden size: llama.cpp "
+                "tells the two matrices of a feed-forward part apart by it",
+            )  # fmt: skip
+
     def wrong(self, key: str, value: object, wanted: str) -> CheckpointError:
         """The error for a key with a value that cannot be."""
         shown = _SHORT.repr(value)

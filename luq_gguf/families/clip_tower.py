@@ -26,6 +26,7 @@ def read_tower(reader: ConfigReader) -> dict[str, Any]:
         "patch_size": reader.integer("patch_size", maximum=128),
         "layer_norm_eps": reader.number("layer_norm_eps", maximum=1.0),
     }
+    reader.require_unlike(sizes)
     if sizes["hidden_size"] % sizes["num_heads"]:
         raise reader.wrong("num_attention_heads", sizes["num_heads"], f"a divisor of {sizes['hidden_size']}")
     if sizes["image_size"] < sizes["patch_size"]:

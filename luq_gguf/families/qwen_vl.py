@@ -69,6 +69,7 @@ class QwenVL(DecoderFamily):
             )
         if sizes["temporal_patch_size"] != 2:
             raise reader.wrong("temporal_patch_size", sizes["temporal_patch_size"], "2, as llama.cpp needs it")
+        reader.require_unlike(sizes)
         if sizes["hidden_size"] % sizes["num_heads"]:
             raise reader.wrong("num_heads", sizes["num_heads"], f"a divisor of hidden_size {sizes['hidden_size']}")
         return sizes
