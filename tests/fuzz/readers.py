@@ -35,6 +35,8 @@ from luq_gguf.verify import verify_types
 from tests import pico
 from tests.fuzz import mutations as damage
 from tests.ggufs import Shape, dat_bytes, tensor_shapes, write_imatrix, write_text_gguf
+from tests.picos import TEXT_ONLY, build_family
+from tests.published import PUBLISHED
 
 SMALL = Shape(layers=1, vocabulary=64)
 CHAT = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is in the picture?"}]}]
@@ -85,6 +87,40 @@ def read_side_files(folder: Path) -> None:
             metadata[key]
     finally:
         target.unlink(missing_ok=True)
+
+
+def prepare_families(folder: Path) -> None:
+    """config.json of every family, published or pico, with a processor file for those that have one."""
+    for name, (config, _, _) in PUBLISHED.items():
+        (folder / f"{name}.json").write_text(json.dumps(config))
+    for family in TEXT_ONLY:
+        build_family(folder / family, family, layers=1)
+        shutil.move(folder / family / "config.json", folder / f"{family}.json")
+        shutil.rmtree(folder / family)
+
+
+def read_any_family(folder: Path) -> None:
+    """The damaged one is alone in the folder: the driver leaves only that."""
+    (path,) = folder.iterdir()
+    path.rename(folder / "config.json")
+    try:
+        config = read_config(folder)
+    finally:
+        (folder / "config.json").rename(path)
+    family = find_family(config)
+    text_layout(family, "f16")
+    family.vision_tensors()
+
+
+def prepare_sentencepiece(folder: Path) -> None:
+    build_family(folder, "gemma-3", layers=6)
+
+
+def read_sentencepiece(folder: Path) -> None:
+    checkpoint = Checkpoint(folder, read_config(folder), {}, "")
+    family = find_family(checkpoint.config)
+    load_tokenizer(checkpoint, None).encode("What is in the picture?")
+    family.text_metadata(checkpoint, dtype="f16")
 
 
 def prepare_template(folder: Path) -> None:
@@ -321,6 +357,16 @@ READERS: dict[str, Reader] = {
         read_checkpoint,
     ),
     "config": Reader(prepare_checkpoint, {"config.json": damage.damage_json}, read_family),
+    "families": Reader(prepare_families, {"*": damage.damage_json}, read_any_family),
+    "sentencepiece": Reader(
+        prepare_sentencepiece,
+        {
+            "tokenizer.model": damage.damage_bytes,
+            "tokenizer.json": damage.damage_json,
+            "tokenizer_config.json": damage.damage_json,
+        },
+        read_sentencepiece,
+    ),
     "preprocessor": Reader(prepare_checkpoint, {"preprocessor_config.json": damage.damage_json}, read_processor),
     "tokenizer": Reader(
         prepare_checkpoint,
