@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForImageTextToText, LlamaForCausalLM
 
 from luq_gguf.errors import RequestError
 from luq_gguf.families.llava_layouts import LAYOUTS
@@ -120,3 +123,22 @@ def test_heads_too_small_to_tell_tokens_apart_leave_the_class_token_out(tmp_path
     family = find_family(merged(LLAVA_7B, vision_config={"num_attention_heads": 64}))
     assert family.layouts == ("no-class", "standard")
     assert family.layout == "no-class"
+
+
+def test_a_llama_with_a_sentencepiece_tokenizer(tmp_path: Path) -> None:
+    """LLaMA 1 and 2 and Vicuna: LLaVA's decoder as a checkpoint of its own."""
+    llava = build_family(tmp_path / "llava", "llava-1.5")
+    whole = AutoModelForImageTextToText.from_pretrained(llava, dtype=torch.float32)
+    plain = LlamaForCausalLM(whole.config.text_config)
+    plain.model.load_state_dict(whole.model.language_model.state_dict())
+    plain.lm_head.load_state_dict(whole.lm_head.state_dict())
+    plain.save_pretrained(tmp_path / "plain")
+    for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "added_tokens.json"):
+        shutil.copy(llava / name, tmp_path / "plain")
+    template = "{% for m in messages %}{{ m['role'].upper() + ': ' + m['content'] + ' ' }}{% endfor %}ASSISTANT:"
+    (tmp_path / "plain" / "chat_template.jinja").write_text(template)
+    original = Original("llama", tmp_path / "plain")
+    assert original.family.tokenizer_pattern is None
+    with export(original, tmp_path, "f16").running() as runtime:
+        for question in (QUESTION, LONGER):
+            assert cosine(runtime.start(question), original.logits(question)) > 0.999
