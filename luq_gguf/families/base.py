@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import gguf
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType
 from numpy.typing import NDArray
@@ -167,6 +168,10 @@ class Family(ABC):
     @abstractmethod
     def text_metadata(self, checkpoint: Checkpoint, *, dtype: Dtype, tokenizer: bool = True) -> list[MetadataEntry]:
         """All metadata of the text GGUF, `general.architecture` first."""
+
+    @abstractmethod
+    def add_sizes(self, writer: gguf.GGUFWriter) -> None:
+        """Add the keys of the architecture: sizes and rotary positions."""
 
     @abstractmethod
     def vision_metadata(self, checkpoint: Checkpoint, *, dtype: Dtype) -> list[MetadataEntry]:
