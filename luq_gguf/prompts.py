@@ -57,11 +57,19 @@ class PromptMaker:
         self.longest = min(MAX_TOKENS, family.hparams["max_position_embeddings"])
         self.image_tokens = min(image_tokens or MAX_IMAGE_TOKENS, self.longest // 2)
         self.limits = grid_limits(family.image_grid, self.image_tokens)
-        if self.limits.side and (wanted := self.limits.tokens(self.limits.side, self.limits.side)) > self.image_tokens:
+        if self.limits.side:
+            self.image_tokens = self._tokens_of_square(image_tokens)
+
+    def _tokens_of_square(self, most: int | None) -> int:
+        """The tokens that every image has; raises RequestError where they are too many."""
+        side = self.limits.side or 0
+        wanted, most = self.limits.tokens(side, side), self.longest if most is None else most
+        if wanted > most:
             raise RequestError(
-                f"an image of this model always has {wanted} tokens, {self.image_tokens} are allowed",
-                hint="leave --image-max-tokens out",
+                f"an image of this model always has {wanted} tokens, {most} are allowed",
+                hint="leave --image-max-tokens out, or take a model with a longer context",
             )
+        return wanted
 
     def _image_id(self) -> int | None:
         """The id of the token that stands for images; None for a model that takes none."""

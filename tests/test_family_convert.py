@@ -97,3 +97,15 @@ def test_a_text_model_has_no_bundle_and_takes_no_pictures(tmp_path: Path, capfd:
     code, _, err = run(capfd, "convert", model, "--out", tmp_path / "out", "--calib", rows, "--threads", 1)
     assert code == 1
     assert "holds no sample that this model takes; it takes no images: give texts" in err
+
+
+def test_a_square_image_has_the_tokens_it_has(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """576 of a context of 1,024: more than half, which is no matter where they cannot be fewer."""
+    model = build_family(tmp_path / "Pico", "llava-1.5", image_size=336)
+    shown = ("calib", "show", "shapes", "--model", model, "--samples", 12, "--json")
+    code, out, err = run(capfd, *shown)
+    assert code == 0, err
+    assert set(json.loads(out)["picture_tokens"]) == {576}
+    code, _, err = run(capfd, *shown, "--image-max-tokens", 100)
+    assert code == 2
+    assert "an image of this model always has 576 tokens, 100 are allowed; leave --image-max-tokens out" in err
