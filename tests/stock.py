@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -26,6 +27,8 @@ TOOLS = {
     "llama-imatrix": ("tools/imatrix/imatrix.cpp",),
     "llama-mtmd-cli": ("tools/mtmd/mtmd-cli.cpp",),
 }
+BENCH = {"llama-bench": ("tools/llama-bench/main.cpp", "tools/llama-bench/llama-bench.cpp")}
+"""Only for benchmarks/llama_bench.py."""
 LIBRARIES = ("llama-common", "mtmd", "llama", "ggml", "ggml-cpu", "ggml-base")
 MARKER = "<<answer>>"
 ANSWER = re.compile(rf".*{MARKER}\n+(.+?)\n+", re.DOTALL)
@@ -73,7 +76,7 @@ def pinned_version() -> str:
     return installed
 
 
-def prepare_stock_tools() -> StockTools:
+def prepare_stock_tools(tools_of: Mapping[str, tuple[str, ...]] = TOOLS) -> StockTools:
     """Get the archive and compile the tools, where an earlier run has not."""
     import llama_cpp
 
@@ -86,9 +89,9 @@ def prepare_stock_tools() -> StockTools:
         fetch_source(version, source)
     tools.mkdir(exist_ok=True)
     newest = max(path.stat().st_mtime for path in libraries.glob("*.so"))
-    for name in TOOLS:
+    for name, files in tools_of.items():
         if not (tools / name).is_file() or (tools / name).stat().st_mtime < newest:
-            compile_tool(name, source, tools, libraries)
+            compile_tool(name, files, source, tools, libraries)
     return StockTools(source, tools, libraries)
 
 
@@ -120,7 +123,7 @@ def unpack(archive: Path, target: Path) -> None:
             (target / inner).write_bytes(content.read())
 
 
-def compile_tool(name: str, source: Path, folder: Path, libraries: Path) -> None:
+def compile_tool(name: str, files: Sequence[str], source: Path, folder: Path, libraries: Path) -> None:
     """Compile and link one tool; it finds its libraries by LD_LIBRARY_PATH."""
     with tempfile.TemporaryDirectory(dir=folder, prefix=".compile-") as work:
         made = Path(work) / name
@@ -128,7 +131,7 @@ def compile_tool(name: str, source: Path, folder: Path, libraries: Path) -> None
             [
                 "c++", "-std=c++17", "-O1", "-w",
                 *(f"-I{source / include}" for include in INCLUDES),
-                *(str(source / file) for file in TOOLS[name]),
+                *(str(source / file) for file in files),
                 f"-L{libraries}", *(f"-l{library}" for library in LIBRARIES), "-pthread", "-o", str(made),
             ],
             f"cannot compile {name}",

@@ -1,0 +1,90 @@
+"""Our prompt and generation rates beside those of llama.cpp's llama-bench, on the same files, in turns.
+
+    python -m benchmarks.llama_bench --json benchmarks/llama_bench.json
+
+llama-bench is compiled from the source archive of llama-cpp-python and linked with the installed libraries. The
+files have the shapes of some layers of Qwen2.5-VL-7B with random blocks of three types.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.shape_gguf import types_of
+from luq_gguf.bench import measure_decode
+from luq_gguf.manifest import versions
+from luq_gguf.random_gguf import write_random_gguf
+from tests.stock import BENCH, StockTools, prepare_stock_tools
+
+MODEL = "Qwen2.5-VL-7B"
+FILES = {"Q4_K_M": ("Q4_K_M", 0), "IQ1_M": ("Q4_K_M", 28), "F16": ("F16", 0)}
+"""The high type, and how many layers are IQ1_M."""
+
+
+def theirs(
+    tools: StockTools, path: Path, prompt: int, generate: int, threads: int, repeat: int
+) -> dict[str, list[float]]:
+    """Tokens a second of every sample of llama-bench."""
+    numbers = ("-p", prompt, "-n", generate, "-t", threads, "-r", repeat, "-o", "json")
+    runs = json.loads(tools.run("llama-bench", "-m", path, *numbers, cwd=path.parent))
+    return {"prompt" if run["n_prompt"] else "generate": run["samples_ts"] for run in runs}
+
+
+def ours(path: Path, prompt: int, generate: int, threads: int, repeat: int) -> dict[str, list[float]]:
+    """Tokens a second of every sample of ours; of generation, a sample is a round, as llama-bench's."""
+    samples = measure_decode(path, prompt=prompt, generate=generate, threads=threads, repeat=repeat)
+    rounds = [samples.generate_ns[start : start + generate] for start in range(0, len(samples.generate_ns), generate)]
+    return {
+        "prompt": [prompt * 1e9 / taken for taken in samples.prompt_ns],
+        "generate": [generate * 1e9 / sum(taken) for taken in rounds],
+    }
+
+
+def compare(tools: StockTools, path: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Medians of both over all rounds, and how far ours is from theirs in percent."""
+    found: dict[str, dict[str, list[float]]] = {who: {"prompt": [], "generate": []} for who in ("ours", "theirs")}
+    numbers = (path, options.prompt, options.generate, options.threads, options.repeat)
+    for _ in range(options.rounds):
+        for who, rates in (("theirs", theirs(tools, *numbers)), ("ours", ours(*numbers))):
+            for what, samples in rates.items():
+                found[who][what] += samples
+    result: dict[str, Any] = {}
+    for what in ("prompt", "generate"):
+        medians = {who: statistics.median(found[who][what]) for who in found}
+        result[what] = {who: round(rate, 3) for who, rate in medians.items()}
+        result[what]["difference_percent"] = round(100 * (medians["ours"] / medians["theirs"] - 1), 2)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--prompt", type=int, default=128)
+    parser.add_argument("--generate", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--repeat", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    tools, result = prepare_stock_tools(BENCH), {}
+    with tempfile.TemporaryDirectory() as work:
+        for name, (high, low_layers) in FILES.items():
+            family, types = types_of(MODEL, high, "IQ1_M", low_layers)
+            path = write_random_gguf(Path(work) / f"{name}.gguf", family, types, layers=options.layers)
+            result[name] = compare(tools, path, options)
+            print(name, result[name], flush=True)
+            path.unlink()
+    settings = {key: value for key, value in vars(options).items() if key != "json"}
+    whole = {"files": result, "settings": settings, "versions": versions(), "machine": platform.machine()}
+    if options.json:
+        options.json.write_text(json.dumps(whole, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
