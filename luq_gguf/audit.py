@@ -11,9 +11,9 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from luq_gguf.artifacts import Plan, read_record, sha256_of
+from luq_gguf.choice import plan_again
 from luq_gguf.errors import ArtifactError
 from luq_gguf.job import MANIFEST, PLAN, Settings
-from luq_gguf.layout import plan_again
 from luq_gguf.manifest import Manifest
 from luq_gguf.progress import Progress, silent
 from luq_gguf.verify import verify_types
@@ -33,7 +33,7 @@ def audit_folder(folder: Path, progress: Progress = silent) -> list[str]:
         return changed
     plan = read_record(folder / PLAN, Plan)
     differences = []
-    if plan_again(folder, _settings_of(folder, manifest)) != plan:
+    if plan_again(folder, _settings_of(folder, manifest)).plan != plan:
         differences.append(f"{PLAN} is not what the scores and settings give")
     if plan.checkpoint != manifest.checkpoint:
         differences.append(f"{PLAN} is of another model than {MANIFEST}")

@@ -122,7 +122,7 @@ def format_bench(samples: Iterable[DecodeSamples]) -> str:
 
 def _decode(path: Path, prompt: int, generate: int, threads: int) -> DecodeResult:
     """One turn of one file; the native module's exceptions become ours here."""
-    native = _load_native()
+    native = load_native()
     try:
         result: DecodeResult = native.decode(path, prompt=prompt, generate=generate, threads=threads, repeat=1)
     except ValueError as error:
@@ -134,7 +134,7 @@ def _decode(path: Path, prompt: int, generate: int, threads: int) -> DecodeResul
     return result
 
 
-def _load_native() -> ModuleType:
+def load_native() -> ModuleType:
     """The native module, after llama_cpp: so both use the one copy of llama.cpp that llama_cpp loads."""
     import llama_cpp
 

@@ -24,6 +24,7 @@ from luq_gguf.families.base import Dtype, Family
 from luq_gguf.images import MIN_IMAGE_TOKENS
 from luq_gguf.plan import ORDERS, Budget
 from luq_gguf.progress import Progress
+from luq_gguf.speed_budget import AUTO
 from luq_gguf.type_names import parse_high_type, parse_low_type
 
 PLAN, SCORES, IMATRIX, MANIFEST = "plan.json", "scores.json", "imatrix.gguf", "manifest.json"
@@ -38,14 +39,16 @@ COMPUTE_TYPES = ("auto", "bf16", "f32")
 class Settings:
     """What a user may choose; the defaults are the paper's method.
 
-    `max_size` is in bytes of the text GGUF; `threads` 0 means all cores; `keep_parts` None keeps the
-    quantized layers of small models; `work` None means a folder beside the results; `check_all` hashes every byte of
-    the checkpoint where its times of change cannot be trusted; `imatrix` files, merged, take the place of the measured
-    importance matrix.
+    `max_size` is in bytes of the text GGUF; `min_tps` are generated tokens a second, predicted by the `profile` of a
+    CPU (None: this one's), and `low_type` "auto" takes the smallest that slows nothing down; `threads` 0 means all
+    cores; `keep_parts` None keeps the quantized layers of small models; `work` None means a folder beside the results;
+    `check_all` hashes every byte of the checkpoint where times of change cannot be trusted; `imatrix` files, merged,
+    take the place of the measured importance matrix.
     """
 
     low_layers: int | None = None
     max_size: int | None = None
+    min_tps: float | None = None
     low_type: str = "IQ1_M"
     high_type: str = "Q4_K_M"
     order: str = "entropy"
@@ -65,12 +68,16 @@ class Settings:
     bundle: bool = False
     check_all: bool = False
     imatrix: tuple[Path, ...] = ()
+    profile: Path | None = None
 
     def __post_init__(self) -> None:
         _require_one_of("order", self.order, ORDERS)
         _require_one_of("mmproj type", self.mmproj_type, MMPROJ_TYPES)
         _require_one_of("compute type", self.compute_type, COMPUTE_TYPES)
-        parse_low_type(self.low_type)
+        if self.low_type.lower() != AUTO:
+            parse_low_type(self.low_type)
+        if self.min_tps is not None and not 0 < self.min_tps < 1e6:
+            raise RequestError(f"--min-tps is {self.min_tps:g}", hint="give tokens a second, above 0")
         parse_high_type(self.high_type)
         if self.image_max_tokens is not None and self.image_max_tokens < MIN_IMAGE_TOKENS:
             raise RequestError(
@@ -83,6 +90,11 @@ class Settings:
     def budget(self) -> Budget:
         """The part of the choices that limits the file."""
         return Budget(self.low_layers, self.max_size)
+
+    @property
+    def by_speed(self) -> bool:
+        """Whether the plan depends on the speed of this CPU."""
+        return self.min_tps is not None or self.low_type.lower() == AUTO
 
     @property
     def measures_input(self) -> bool:

@@ -23,7 +23,7 @@ from luq_gguf.families import find_family
 from luq_gguf.families.base import Family
 from luq_gguf.gguf_file import GGUFFile
 from luq_gguf.importance import ImatrixNote
-from luq_gguf.job import HEADER, IMATRIX, MODEL, SCORES, Job, Settings
+from luq_gguf.job import HEADER, IMATRIX, MODEL, Job, Settings
 from luq_gguf.plan import Budget, PlanInputs, TensorSpec, choose_order, layer_of, make_plan, size_table, type_size
 from luq_gguf.quantize import resolve_types, tensor_specs
 from luq_gguf.quantizer import Quantizer
@@ -171,19 +171,6 @@ def kept_layout(folder: Path, settings: Settings) -> tuple[ModelRecord, Layout]:
         matrix = folder / IMATRIX
         dataset = ImatrixNote.of(matrix).dataset if matrix.is_file() else record.dataset
         return record, lay_out(record.checkpoint, header, settings, dataset)
-
-
-def plan_again(folder: Path, settings: Settings) -> Plan:
-    """The plan of an analyzed model by other settings, from what stands in its folder."""
-    scores = read_record(folder / SCORES, LayerScores)
-    model, layout = kept_layout(folder, settings)
-    if (model.checkpoint, model.layers) != (scores.checkpoint, scores.layers):
-        raise ArtifactError(
-            f"{folder / SCORES} is of another model than the rest of {folder}",
-            path=folder / SCORES,
-            hint="analyze the model again",
-        )
-    return layout.plan_for(settings, scores)
 
 
 def layout_of_config(folder: Path, settings: Settings, dataset: str) -> tuple[Family, Layout, bool]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,11 @@ from luq_gguf.artifacts import (
     write_text,
 )
 from luq_gguf.assemble import assemble
+from luq_gguf.bench import measure_decode
 from luq_gguf.bundle import bundle
 from luq_gguf.checkpoint import resolve_model
-from luq_gguf.errors import ArtifactError, GGUFError
+from luq_gguf.choice import Choice, choose_plan, plan_again, speed_rule
+from luq_gguf.errors import ArtifactError, BudgetError, GGUFError, RequestError
 from luq_gguf.export import export_text, export_vision
 from luq_gguf.imatrix import (
     check_importance,
@@ -63,13 +65,14 @@ from luq_gguf.job import (
     model_name,
     open_job,
 )
-from luq_gguf.layout import Layout, keep_header, lay_out, layout_of_config, part_names, plan_again, write_header
+from luq_gguf.layout import Layout, keep_header, lay_out, layout_of_config, part_names, write_header
 from luq_gguf.manifest import Manifest, find_manifest, hash_headers, record_files, versions, write_manifest
-from luq_gguf.plan import choose_order, tensor_types_text, weights_to_quantize
+from luq_gguf.plan import Budget, choose_order, tensor_types_text, weights_to_quantize
 from luq_gguf.progress import Progress, silent
 from luq_gguf.quantize import make_part, part_key, quantize_gguf
 from luq_gguf.quantizer import Quantizer
 from luq_gguf.samples import CalibrationSet
+from luq_gguf.speed_budget import AUTO_TYPES, Forecast, SpeedRule
 from luq_gguf.verify import require_plan_of, verify_types
 
 __all__ = [
@@ -101,6 +104,10 @@ class Conversion:
     seconds: dict[str, float]
     mmproj_layout: str = ""
     """How the vision part is laid out, where there is a choice."""
+    forecast: Forecast | None = None
+    """The predicted speed, where this CPU was profiled."""
+    tps: float | None = None
+    """Measured tokens a second, where a speed was asked for."""
 
     @property
     def floored(self) -> tuple[int, int]:
@@ -119,6 +126,9 @@ class Conversion:
             "model": str(self.model),
             "mmproj": str(self.mmproj) if self.mmproj else None,
             "mmproj_layout": self.mmproj_layout or None,
+            "predicted_tps": self.forecast.plan.generate if self.forecast else None,
+            "high_predicted_tps": self.forecast.high.generate if self.forecast else None,
+            "measured_tps": self.tps,
             "bundle": str(self.bundle) if self.bundle else None,
             "size_bytes": self.plan.size_bytes,
             "bits_per_weight": self.plan.bits_per_weight,
@@ -160,6 +170,8 @@ class SizeTable:
     sizes: tuple[int, ...]
     f16_size_bytes: int
     notes: tuple[str, ...]
+    tps: tuple[float, ...] = ()
+    """Predicted tokens a second for as many low layers, where this CPU was profiled."""
 
     def as_json(self) -> dict[str, Any]:
         """The table as one JSON object."""
@@ -175,44 +187,103 @@ def convert(model: str, out: Path, settings: Settings, progress: Progress = sile
     job = open_job(model, out, settings, progress)
     brought = read_brought(settings.imatrix)
     calibration = read_calibration(settings, progress)
-    request = key_of(versions(), job.checkpoint.fingerprint, calibration.digest, plain_settings(settings))
+    rule = speed_rule(settings, progress)
+    speed = rule.profile.model_dump_json() if rule and settings.by_speed else ""
+    request = key_of(versions(), job.checkpoint.fingerprint, calibration.digest, plain_settings(settings), speed)
     finished = find_manifest(out, request)
     if finished is not None:
         return _finished_conversion(job, finished)
     with job.working():
-        result = _convert(job, calibration, brought)
+        result = _convert(job, calibration, brought, rule)
         finish(job, request, calibration, result)
         if not keeps_parts(settings, result.plan):
             shutil.rmtree(job.parts)
     return result
 
 
-def _convert(job: Job, calibration: CalibrationSet, brought: ImportanceMatrix | None) -> Conversion:
-    settings, progress = job.settings, job.progress
+def _convert(
+    job: Job, calibration: CalibrationSet, brought: ImportanceMatrix | None, rule: SpeedRule | None
+) -> Conversion:
+    settings = job.settings
     dataset = brought.dataset if brought else calibration.name
     with scratch_folder(job.work, "header") as scratch, Quantizer() as quantizer:
+
+        def laid_out(chosen: Settings) -> Layout:
+            return lay_out(job.checkpoint.digest, header, chosen, dataset, quantizer)
+
         with job.watch.measure("types"):
             header = write_header(job, scratch)
-            layout = lay_out(job.checkpoint.digest, header, settings, dataset, quantizer)
-        require_room(job, layout)
+            first = laid_out(replace(settings, low_type=AUTO_TYPES[0]) if settings.by_speed else settings)
+        require_room(job, first)
         if brought:
-            check_importance(brought, layout.surely_quantized(), header)
+            check_importance(brought, first.surely_quantized(), header)
         analysis = run_analysis(job, calibration)
         imatrix = write_importance(analysis.sums, settings.alpha, job.work / IMATRIX, instead=brought)
-        plan = layout.plan_for(settings, analysis.scores)
-        check_importance(read_importance(imatrix), weights_to_quantize(plan), header)
-        parts = make_parts(job, plan, imatrix, quantizer)
-        target = job.out / f"{job.name}-LUQ-{len(plan.low_layers)}of{plan.layers}-{plan.low_type}.gguf"
-        with job.watch.measure("assemble"):
-            assemble(parts, header, plan, target, imatrix=ImatrixNote.of(imatrix), progress=progress)
+        made = make_to_speed(
+            job,
+            lambda limit: choose_plan(settings, analysis.scores, laid_out, limit),
+            lambda plan: _make_file(job, plan, header, imatrix, quantizer),
+            rule,
+        )
         keep_header(job, header, dataset)
-    check_file(job, target, plan)
     if job.mmproj is not None:
         with job.watch.measure("mmproj"):
             export_vision(
-                job.checkpoint, job.family, job.mmproj, dtype=settings.mmproj_type, made_by=TOOL, progress=progress
+                job.checkpoint, job.family, job.mmproj, dtype=settings.mmproj_type, made_by=TOOL, progress=job.progress
             )
-    return leave_records(job, target, plan, layout, analysis)
+    return leave_records(job, made, analysis)
+
+
+@dataclass(frozen=True)
+class Made:
+    """The text model of a conversion, how it was chosen, and its measured tokens a second where asked for."""
+
+    target: Path
+    choice: Choice
+    tps: float | None = None
+
+
+def make_to_speed(
+    job: Job, choose: Callable[[SpeedRule | None], Choice], make: Callable[[Plan], Path], rule: SpeedRule | None
+) -> Made:
+    """Choose a plan and make its file; where a speed was asked for, measure it, and correct the plan once if it misses.
+
+    The second file is kept whatever it reaches; where no plan is predicted to do better, the first.
+    """
+    choice = choose(rule)
+    target = make(choice.plan)
+    if rule is None or rule.least is None or choice.forecast is None:
+        return Made(target, choice)
+    measured = _measured(job, target, rule)
+    if measured >= rule.least:
+        return Made(target, choice, measured)
+    stricter = replace(rule, least=rule.least * choice.forecast.plan.generate / measured)
+    try:
+        second = choose(stricter)
+    except BudgetError:
+        return Made(target, choice, measured)
+    if second.plan == choice.plan:
+        return Made(target, choice, measured)
+    again = make(second.plan)
+    if again != target:
+        target.unlink()
+    return Made(again, second, _measured(job, again, rule))
+
+
+def _measured(job: Job, target: Path, rule: SpeedRule) -> float:
+    with job.watch.measure("speed"):
+        return measure_decode(target, threads=rule.threads, progress=job.progress).generate_tps
+
+
+def _make_file(job: Job, plan: Plan, header: Path, imatrix: Path, quantizer: Quantizer) -> Path:
+    """The file of a plan, checked."""
+    check_importance(read_importance(imatrix), weights_to_quantize(plan), header)
+    parts = make_parts(job, plan, imatrix, quantizer)
+    target = job.out / f"{job.name}-LUQ-{len(plan.low_layers)}of{plan.layers}-{plan.low_type}.gguf"
+    with job.watch.measure("assemble"):
+        assemble(parts, header, plan, target, imatrix=ImatrixNote.of(imatrix), progress=job.progress)
+    check_file(job, target, plan)
+    return target
 
 
 def analyze(model: str, out: Path, settings: Settings, progress: Progress = silent) -> LayerScores:
@@ -310,21 +381,22 @@ def check_file(job: Job, target: Path, plan: Plan) -> None:
         raise GGUFError(f"the written file differs from its plan: {differences[0]}", path=target)
 
 
-def leave_records(job: Job, target: Path, plan: Plan, layout: Layout, analysis: AnalysisFiles) -> Conversion:
+def leave_records(job: Job, made: Made, analysis: AnalysisFiles) -> Conversion:
     """Plan, scores, sums and importance matrix beside the model, and the bundle when asked for."""
-    out = job.out
+    out, plan = job.out, made.choice.plan
     write_record(out / PLAN, plan)
     write_text(out / TENSOR_TYPES, tensor_types_text(plan))
     for name in (SCORES, SUMS, REFERENCE):
         _copy(analysis.folder / name, out / name)
     _copy(job.work / IMATRIX, out / IMATRIX)
-    bundled = bundle_name(target) if job.settings.bundle else None
+    bundled = bundle_name(made.target) if job.settings.bundle else None
     if bundled is not None and job.mmproj is not None:
         with job.watch.measure("bundle"):
-            bundle(target, job.mmproj, bundled)
+            bundle(made.target, job.mmproj, bundled)
     return Conversion(
-        target, job.mmproj, bundled, out / PLAN, out / SCORES, out / IMATRIX, plan, analysis.scores,
-        layout.layer_bytes(plan), dict(job.watch.seconds), job.family.layout,
+        made.target, job.mmproj, bundled, out / PLAN, out / SCORES, out / IMATRIX, plan, analysis.scores,
+        made.choice.layout.layer_bytes(plan), dict(job.watch.seconds), job.family.layout, made.choice.forecast,
+        made.tps,
     )  # fmt: skip
 
 
@@ -341,13 +413,18 @@ def finish(job: Job, request: str, calibration: CalibrationSet, result: Conversi
         checkpoint_files=hash_headers(job.checkpoint),
         calibration=calibration.digest,
         name=job.name,
-        settings=plain_settings(job.settings),
+        settings=plain_settings(_decided(job.settings, result.plan)),
         versions=versions(),
         files=record_files([*result.files(), *(job.out / name for name in FOR_LATER)]),
         layer_bytes=result.layer_bytes,
         seconds=result.seconds,
     )
     write_manifest(job.out, manifest)
+
+
+def _decided(settings: Settings, plan: Plan) -> Settings:
+    """Settings that give the plan again without a profile of this CPU."""
+    return replace(settings, low_type=plan.low_type, low_layers=len(plan.low_layers)) if settings.by_speed else settings
 
 
 def _finished_conversion(job: Job, manifest: Manifest) -> Conversion:
@@ -376,7 +453,7 @@ def _finished_conversion(job: Job, manifest: Manifest) -> Conversion:
 
 def plain_settings(settings: Settings) -> dict[str, str | int | float | bool | None]:
     """What of the settings changes the results, as plain JSON values."""
-    without = ("threads", "work", "keep_parts", "imatrix")
+    without = ("threads", "work", "keep_parts", "imatrix", "profile")
     plain = {
         name: str(value) if isinstance(value, Path) else value
         for name, value in vars(settings).items()
@@ -400,28 +477,42 @@ def is_analysis(source: str) -> bool:
     return (Path(source) / SCORES).is_file()
 
 
-def plan_from_analysis(folder: Path, settings: Settings) -> Plan:
-    """Make the plan of an analyzed model and leave it in the folder, also as llama-quantize's type file."""
+def plan_from_analysis(folder: Path, settings: Settings, progress: Progress = silent) -> tuple[Plan, Forecast | None]:
+    """Make the plan of an analyzed model and leave it in the folder, also as llama-quantize's type file.
+
+    The forecast of its speed is there where this CPU was profiled.
+    """
+    rule = speed_rule(settings, progress)
     with lock_folder(folder / WORK):
-        plan = plan_again(folder, settings)
-        write_record(folder / PLAN, plan)
-        write_text(folder / TENSOR_TYPES, tensor_types_text(plan))
-    return plan
+        choice = plan_again(folder, settings, rule)
+        write_record(folder / PLAN, choice.plan)
+        write_text(folder / TENSOR_TYPES, tensor_types_text(choice.plan))
+    return choice.plan, choice.forecast
 
 
 def size_table_of_model(model: str, settings: Settings) -> SizeTable:
     """The sizes for every number of low layers, last layer first, of a model of which config.json is enough."""
-    folder = resolve_model(model)
+    if settings.by_speed:
+        raise RequestError(
+            "a plan by speed needs the order of the layers", hint="give the folder of `luq-gguf analyze`, or convert"
+        )
+    folder, rule = resolve_model(model), speed_rule(settings)
     family, layout, has_tokenizer = layout_of_config(folder, settings, read_calibration(Settings(), silent).name)
     notes = ["the order of the layers is that of --order depth: other orders give slightly other sizes"]
     if not has_tokenizer:
         notes.append("without tokenizer.json: the file is larger by its vocabulary")
     notes += layout.fallback_notes()
-    sizes = layout.sizes(choose_order(None, "depth", family.layers))
+    order = choose_order(None, "depth", family.layers)
+    sizes, speeds = layout.sizes(order), tuple[float, ...]()
+    if rule is not None:
+        plans = (layout.plan(order, "depth", Budget(count), strict=False) for count in range(family.layers + 1))
+        speeds = tuple(rule.forecast(layout.specs, plan).plan.generate for plan in plans)
+        notes.append(f"tokens/s predicted for {rule.profile.cpu}, {rule.threads} threads")
     inputs = layout.inputs
     return SizeTable(
-        model_name(folder), family.layers, inputs.low_type, inputs.high_type, sizes, inputs.source_bytes, tuple(notes)
-    )
+        model_name(folder), family.layers, inputs.low_type, inputs.high_type, sizes, inputs.source_bytes, tuple(notes),
+        speeds,
+    )  # fmt: skip
 
 
 def export_model(

@@ -27,7 +27,7 @@ from luq_gguf.checkpoint import Checkpoint
 from luq_gguf.export import export_text, export_vision
 from luq_gguf.families import find_family
 
-native = bench._load_native()
+native = bench.load_native()
 STUB = Path(bench.__file__).with_name("_native.pyi")
 
 
@@ -216,7 +216,7 @@ def test_ctrl_c_stops_it_within_a_second(model: Path, prompt: int, generate: int
     code = f"""
 import time
 from luq_gguf import bench
-native = bench._load_native()
+native = bench.load_native()
 print("ready", flush=True)
 try:
     native.decode({str(model)!r}, prompt={prompt}, generate={generate}, threads=1, repeat=10000)

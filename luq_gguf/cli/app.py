@@ -55,6 +55,7 @@ def convert(
     out: options.Out,
     low_layers: options.LowLayers = None,
     max_size: options.MaxSize = None,
+    min_tps: options.MinTps = None,
     low_type: options.LowType = "IQ1_M",
     high_type: options.HighType = "Q4_K_M",
     order: options.Order = "entropy",
@@ -83,6 +84,7 @@ def convert(
     threads: options.Threads = 0,
     work: options.Work = None,
     check_all: options.CheckAll = False,
+    profile: options.ProfileFile = None,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -99,7 +101,7 @@ def convert(
         image_max_tokens=image_max_tokens,
         seed=seed, compute_type=compute_type, mmproj_type=mmproj_type, mmproj_layout=mmproj_layout,
         bundle=bundle, keep_parts=keep_parts, threads=threads, work=work, check_all=check_all,
-        imatrix=tuple(imatrix or ()),
+        imatrix=tuple(imatrix or ()), min_tps=min_tps, profile=profile,
     )  # fmt: skip
     with show_progress() as progress:
         result = pipeline.convert(model, out, settings, progress)
@@ -169,11 +171,14 @@ def plan(
     source: Annotated[str, typer.Argument(help="The folder of an analysis, or a model.")],
     low_layers: options.LowLayers = None,
     max_size: options.MaxSize = None,
+    min_tps: options.MinTps = None,
     low_type: options.LowType = "IQ1_M",
     high_type: options.HighType = "Q4_K_M",
     order: options.Order = "entropy",
     strict: options.Strict = False,
     seed: options.Seed = 0,
+    threads: options.Threads = 0,
+    profile: options.ProfileFile = None,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -186,11 +191,12 @@ def plan(
 
     settings = pipeline.Settings(
         low_layers=low_layers, max_size=options.parse_size(max_size) if max_size else None, low_type=low_type,
-        high_type=high_type, order=order, strict=strict, seed=seed,
+        high_type=high_type, order=order, strict=strict, seed=seed, min_tps=min_tps, threads=threads, profile=profile,
     )  # fmt: skip
     if pipeline.is_analysis(source):
-        made = pipeline.plan_from_analysis(Path(source), settings)
-        _print(made.model_dump_json() if as_json else format_plan(made, Path(source)))
+        with show_progress() as progress:
+            made, forecast = pipeline.plan_from_analysis(Path(source), settings, progress)
+        _print(made.model_dump_json() if as_json else format_plan(made, Path(source), forecast))
         return
     table = pipeline.size_table_of_model(source, settings)
     if as_json:

@@ -33,6 +33,16 @@ MaxSize = Annotated[
     ),
 ]
 
+MinTps = Annotated[
+    float | None,
+    typer.Option("--min-tps", help="The gentlest plan predicted to generate so many tokens/s on this CPU; measured "
+                 "afterwards.", show_default=False, rich_help_panel="Budget"),
+]  # fmt: skip
+ProfileFile = Annotated[
+    Path | None,
+    typer.Option("--profile", help="Predict speeds by this profile of `luq-gguf profile`; default: this CPU's.",
+                 show_default=False, rich_help_panel="Run"),
+]  # fmt: skip
 LowType = Annotated[
     str, typer.Option("--low-type", help="Type of the low layers' seven weights.", rich_help_panel="Method")
 ]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from luq_gguf.artifacts import EntropyRow, LayerScores, Plan
     from luq_gguf.calibration_summary import CalibrationSummary
     from luq_gguf.pipeline import Conversion, SizeTable
+    from luq_gguf.speed_budget import Forecast
 
 WIDTH = 110
 
@@ -78,13 +79,32 @@ def _score_lines(scores: LayerScores) -> list[str]:
     ]
 
 
-def format_plan(plan: Plan, folder: Path) -> str:
-    """A plan's layers and size."""
+def format_plan(plan: Plan, folder: Path, forecast: Forecast | None = None) -> str:
+    """A plan's layers, size and predicted speed."""
     low = set(plan.low_layers)
     table = make_table(f"order: {plan.order_name}", ("layer", "type"))
     for layer in plan.order:
         table.add_row(str(layer), plan.low_type if layer in low else plan.high_type)
-    return render(table, "", *_plan_lines(plan), f"wrote {folder / 'plan.json'} and {folder / 'tensor-types.txt'}")
+    wrote = f"wrote {folder / 'plan.json'} and {folder / 'tensor-types.txt'}"
+    return render(table, "", *_plan_lines(plan), *_speed_lines(plan, forecast), wrote)
+
+
+def _speed_lines(plan: Plan, forecast: Forecast | None, measured: float | None = None) -> list[str]:
+    """The predicted speed beside that of the high type alone, and what was measured."""
+    if forecast is None:
+        return []
+    against = f"{forecast.high.generate:.1f} ({100 * (forecast.ratio - 1):+.0f} %)"
+    lines = [
+        (
+            f"predicted on {forecast.cpu}, {forecast.threads} threads: {forecast.plan.generate:.1f} tokens/s, "
+            f"{plan.high_type} alone {against}; prompts {forecast.plan.prompt:.0f}, {forecast.high.prompt:.0f}"
+        )
+    ]
+    if forecast.slower:
+        lines.append(f"SLOWER: on this CPU the file will be smaller than {plan.high_type} alone, but not faster")
+    if measured is not None:
+        lines.append(f"measured: {measured:.1f} tokens/s")
+    return lines
 
 
 def _plan_lines(plan: Plan) -> list[str]:
@@ -107,10 +127,12 @@ def format_sizes(sizes: SizeTable) -> str:
     """The size of the text GGUF for every number of low layers."""
     table = make_table(
         f"{sizes.model}: {sizes.layers} layers, {sizes.low_type} in the low ones, {sizes.high_type} elsewhere",
-        ("low layers", "bytes", "size", f"against {sizes.high_type}"),
+        ("low layers", "bytes", "size", f"against {sizes.high_type}", *(["tokens/s"] if sizes.tps else [])),
     )
     for count, size in enumerate(sizes.sizes):
-        table.add_row(str(count), f"{size:,}", format_bytes(size), f"{100 * (size / sizes.sizes[0] - 1):+.1f} %")
+        against = f"{100 * (size / sizes.sizes[0] - 1):+.1f} %"
+        speed = [f"{sizes.tps[count]:.1f}"] if sizes.tps else []
+        table.add_row(str(count), f"{size:,}", format_bytes(size), against, *speed)
     return render(table, "", *sizes.notes)
 
 
@@ -129,6 +151,7 @@ def format_conversion(result: Conversion) -> str:
         table.add_row(str(layer), _entropy_cell(entropy, layer), _entropy_cell(text, layer), kind, size)
     stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in result.seconds.items())
     lines = [*_plan_lines(plan), f"time: {stages}" if stages else "nothing to do: these files are of the same request"]
+    lines += _speed_lines(plan, result.forecast, result.tps)
     lines.append(format_floor(result.floored))
     if result.mmproj_layout:
         lines.append(f"vision part: laid out {result.mmproj_layout!r} (--mmproj-layout)")

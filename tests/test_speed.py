@@ -1,0 +1,151 @@
+"""Predicted speeds against sums by hand, and the plans that a speed asks for; profiles here are made up."""
+
+from __future__ import annotations
+
+from math import prod
+
+import pytest
+from gguf import GGMLQuantizationType as Q
+from hypothesis import given
+from hypothesis import strategies as st
+
+from luq_gguf.artifacts import Plan, read_record, write_record
+from luq_gguf.errors import BudgetError, RequestError
+from luq_gguf.plan import Budget, PlanInputs, TensorSpec, make_plan, type_size
+from luq_gguf.speed import FixedCosts, Profile, Rates, Tensor, predict, tensors_of
+from luq_gguf.speed_budget import AUTO_TYPES, SpeedRule, cheapest_not_slower, gentlest_fast_enough
+from tests.ggufs import WEIGHTS
+
+LAYERS = 4
+FREE = FixedCosts(generate_layer=0, generate_token=0, prompt_layer=0, prompt_token=0)
+
+
+def specs_of(low: Q = Q.IQ1_M, high: Q = Q.Q4_K, *, tied: bool = False) -> list[TensorSpec]:
+    specs = [TensorSpec("token_embd.weight", (256, 512), Q.Q6_K, Q.Q6_K, Q.F16)]
+    if not tied:
+        specs.append(TensorSpec("output.weight", (256, 512), Q.Q6_K, Q.Q6_K, Q.F16))
+    for layer in range(LAYERS):
+        specs += [TensorSpec(f"blk.{layer}.{name}.weight", (256, 128), high, low, Q.F16) for name in WEIGHTS]
+        specs.append(TensorSpec(f"blk.{layer}.attn_norm.weight", (256,), Q.F32, Q.F32, Q.F32))
+    return specs
+
+
+def plan_of(count: int, low: Q = Q.IQ1_M, *, max_size: int | None = None) -> Plan:
+    inputs = PlanInputs("c", "Q4_K_M", low.name, "depth", {}, 0)
+    return make_plan(specs_of(low), 1024, tuple(reversed(range(LAYERS))), Budget(count, max_size), inputs)
+
+
+def profile_of(rates: dict[str, float], fixed: FixedCosts = FREE, *, prompt: int = 100) -> Profile:
+    """Nanoseconds a weight by type with one thread; prompts cost a tenth."""
+    by_type = {kind: {1: Rates(generate=rate, prompt=rate / 10)} for kind, rate in rates.items()}
+    return Profile(cpu="made up", llama_cpp="0", prompt=prompt, rates=by_type, fixed={1: fixed}, bandwidth={1: 1e10})
+
+
+def test_a_tokens_time_is_the_sum_of_its_products_and_the_fixed_costs() -> None:
+    fixed = FixedCosts(generate_layer=1000, generate_token=7000, prompt_layer=100, prompt_token=300)
+    profile = profile_of({"Q6_K": 2.0, "Q4_K": 1.0, "IQ1_M": 3.0}, fixed)
+    plan, layer, head = plan_of(1), 7 * 256 * 128, 256 * 512
+    found = predict(tensors_of(specs_of(), plan.types), profile, 1)
+    generate = 3 * layer * 1.0 + layer * 3.0 + head * 2.0 + LAYERS * 1000 + 7000
+    assert found.generate == pytest.approx(1e9 / generate)
+    prompt = 3 * layer * 0.1 + layer * 0.3 + head * 0.2 / 100 + LAYERS * 100 + 300
+    assert found.prompt == pytest.approx(1e9 / prompt)
+    sizes = {Q.Q4_K: 3, Q.IQ1_M: 1}
+    read = sum(count * 7 * type_size(kind, (256, 128)) for kind, count in sizes.items()) + type_size(Q.Q6_K, (256, 512))
+    assert found.read_bytes == read
+
+
+def test_tied_embeddings_are_the_output_matrix() -> None:
+    profile = profile_of({"Q6_K": 2.0, "Q4_K": 1.0})
+    high = {spec.name: spec.high.name for spec in specs_of()}
+    tied, untied = (predict(tensors_of(specs_of(tied=tied), high), profile, 1) for tied in (True, False))
+    assert tied == untied
+
+
+@given(rates=st.lists(st.floats(0.01, 100), min_size=3, max_size=3), more=st.floats(1.001, 10))
+def test_a_slower_type_makes_no_plan_faster(rates: list[float], more: float) -> None:
+    kinds = ("Q6_K", "Q4_K", "IQ1_M")
+    tensors = tensors_of(specs_of(), plan_of(2).types)
+    before = predict(tensors, profile_of(dict(zip(kinds, rates, strict=True))), 1)
+    for index in range(3):
+        slowed = [rate * (more if place == index else 1) for place, rate in enumerate(rates)]
+        after = predict(tensors, profile_of(dict(zip(kinds, slowed, strict=True))), 1)
+        assert after.generate < before.generate
+        assert after.prompt < before.prompt
+
+
+def test_what_was_not_measured_is_named() -> None:
+    tensors = [Tensor("output.weight", (256, 512), "Q5_K")]
+    with pytest.raises(RequestError, match=r"has no 8 threads; it has 1"):
+        predict(tensors, profile_of({"Q5_K": 1.0}), 8)
+    with pytest.raises(RequestError, match=r"has no Q5_K with 1 threads; measure it"):
+        predict(tensors, profile_of({"Q4_K": 1.0}), 1)
+
+
+def test_a_profile_survives_its_file(tmp_path) -> None:
+    profile = profile_of({"Q6_K": 2.0})
+    write_record(tmp_path / "profile.json", profile)
+    assert read_record(tmp_path / "profile.json", Profile) == profile
+
+
+def rule(rates: dict[str, float], least: float | None = None) -> SpeedRule:
+    return SpeedRule(profile_of(rates | {"Q6_K": 1.0, "Q4_K": 1.0}), 1, least)
+
+
+def plans(kinds: tuple[str, ...], count: int = 2) -> dict[str, tuple[list[TensorSpec], Plan]]:
+    return {kind: (specs_of(Q[kind]), plan_of(count, Q[kind])) for kind in kinds}
+
+
+def test_auto_takes_the_smallest_that_is_not_slower() -> None:
+    kinds = ("IQ1_M", "IQ2_XXS", "Q2_K")
+    kind, forecast = cheapest_not_slower(plans(kinds), rule({"IQ1_M": 1.5, "IQ2_XXS": 1.1, "Q2_K": 0.9}))
+    assert (kind, forecast.slower) == ("Q2_K", False)
+    kind, _ = cheapest_not_slower(plans(kinds), rule({"IQ1_M": 1.0, "IQ2_XXS": 0.1, "Q2_K": 0.1}))
+    assert kind == "IQ1_M"
+
+
+def test_auto_says_where_all_are_slower() -> None:
+    kind, forecast = cheapest_not_slower(plans(("IQ1_M", "Q2_K")), rule({"IQ1_M": 2.0, "Q2_K": 1.5}))
+    assert (kind, forecast.slower) == ("Q2_K", True)
+    assert forecast.ratio < 1
+
+
+def makers(kinds: tuple[str, ...], max_size: int | None = None):
+    return {
+        kind: (specs_of(Q[kind]), lambda count, kind=kind: plan_of(count, Q[kind], max_size=max_size)) for kind in kinds
+    }
+
+
+def test_a_speed_takes_the_fewest_low_layers_then_the_gentlest_type() -> None:
+    rates = {"Q3_K": 0.5, "IQ1_M": 0.1}
+    slow = rule(rates).forecast(specs_of(Q.Q3_K), plan_of(1, Q.Q3_K)).plan.generate
+    kind, plan, forecast = gentlest_fast_enough(makers(("Q3_K", "IQ1_M")), range(LAYERS + 1), rule(rates, slow * 0.999))
+    assert (kind, len(plan.low_layers)) == ("Q3_K", 1)
+    kind, plan, forecast = gentlest_fast_enough(makers(("Q3_K", "IQ1_M")), range(LAYERS + 1), rule(rates, slow * 1.001))
+    assert (kind, len(plan.low_layers)) == ("IQ1_M", 1)
+    assert forecast.plan.generate >= slow * 1.001
+
+
+def test_a_speed_that_is_reached_without_low_layers_has_none() -> None:
+    _, plan, forecast = gentlest_fast_enough(makers(("Q3_K",)), range(LAYERS + 1), rule({"Q3_K": 0.5}, 1.0))
+    assert plan.low_layers == ()
+    assert forecast.plan == forecast.high
+
+
+def test_a_speed_and_a_size_hold_together() -> None:
+    rates = {"Q3_K": 0.5}
+    size = plan_of(3, Q.Q3_K).size_bytes
+    _, plan, _ = gentlest_fast_enough(makers(("Q3_K",), max_size=size), range(LAYERS + 1), rule(rates, 1.0))
+    assert len(plan.low_layers) == 3
+
+
+def test_a_speed_that_nothing_reaches_names_the_fastest() -> None:
+    with pytest.raises(
+        BudgetError, match=r"no plan reaches 1e\+12 tokens/s .* predicted to reach .*: 4 of 4 layers Q3_K"
+    ):
+        gentlest_fast_enough(makers(("Q3_K",)), range(LAYERS + 1), rule({"Q3_K": 0.5}, 1e12))
+
+
+def test_auto_types_rise_in_bits() -> None:
+    sizes = [type_size(Q[kind], (256, 256)) / prod((256, 256)) for kind in AUTO_TYPES]
+    assert sizes == sorted(sizes)
