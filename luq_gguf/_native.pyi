@@ -1,5 +1,10 @@
 import os
-from typing import TypedDict, type_check_only
+from collections.abc import Sequence
+from typing import TypeAlias, TypedDict, type_check_only
+
+from typing_extensions import Buffer
+
+_Path: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 LLAMA_CPP_PYTHON: str
 
@@ -12,13 +17,58 @@ class DecodeResult(TypedDict):
     load_ns: int
     model_bytes: int
     parameters: int
+    kv_bytes: int
+    read_bytes: int
+    peak_memory: int
     context: int
 
+@type_check_only
+class ImageResult(TypedDict):
+    encode_ns: list[int]
+    prompt_ns: list[int]
+    tokens: int
+
+@type_check_only
+class KernelResult(TypedDict):
+    ns: list[int]
+    bytes: int
+    weights: int
+    matrices: int
+    repacked: bool
+
+@type_check_only
+class BandwidthResult(TypedDict):
+    ns: list[int]
+    bytes: int
+    checksum: int
+
 def decode(
-    model: str | bytes | os.PathLike[str] | os.PathLike[bytes],
+    model: _Path,
     *,
     prompt: int,
     generate: int,
     threads: int,
     repeat: int = 3,
+    cpus: Sequence[int] | None = None,
 ) -> DecodeResult: ...
+def image(
+    model: _Path,
+    mmproj: _Path,
+    pixels: Buffer,
+    width: int,
+    height: int,
+    *,
+    threads: int,
+    repeat: int = 1,
+) -> ImageResult: ...
+def kernel(
+    type: int,
+    rows: int,
+    columns: int,
+    batch: int,
+    *,
+    threads: int,
+    min_seconds: float = 0.2,
+    working_set: int = 0,
+) -> KernelResult: ...
+def bandwidth(threads: int, *, bytes: int = 0, min_seconds: float = 0.2) -> BandwidthResult: ...

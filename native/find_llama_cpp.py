@@ -1,9 +1,11 @@
-"""Print where the installed llama-cpp-python keeps what a build needs: version;include;libllama;libggml-base."""
+"""Print where the installed llama-cpp-python keeps what a build needs: version;include; and its LIBRARIES."""
 
 import importlib.metadata
 import importlib.util
 import sys
 from pathlib import Path
+
+LIBRARIES = ("llama", "mtmd", "ggml", "ggml-base")
 
 
 def find_library(folder: Path, name: str) -> Path:
@@ -24,7 +26,7 @@ def main() -> None:
     if not (include / "llama.h").is_file():
         sys.exit(f"{include} has no llama.h; install llama-cpp-python again")
     version = importlib.metadata.version("llama-cpp-python")
-    libraries = [find_library(package / "lib", name) for name in ("llama", "ggml-base")]
+    libraries = [find_library(package / "lib", name) for name in LIBRARIES]
     sys.stdout.write(";".join([version, *map(str, (include, *libraries))]))
 
 

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include <llama.h>
+#include <mtmd-helper.h>
 
 /* llama.cpp's callback belongs to the process, so what stood there before us has to as well. */
 static struct {
@@ -89,6 +90,20 @@ void luq_log_detach(void) {
     }
     unlock();
 }
+
+static void on_vision_log(enum ggml_log_level level, const char *text, void *data) {
+    (void)data;
+    ggml_log_callback callback = on_log;
+    void *callback_data = NULL;
+    if (own == NULL) {
+        llama_log_get(&callback, &callback_data);
+    }
+    if (callback != NULL) {
+        callback(level, text, callback_data);
+    }
+}
+
+void luq_log_vision(void) { mtmd_helper_log_set(on_vision_log, NULL); }
 
 const char *luq_log_reason(const luq_log *log) {
     if (log->first_error[0] != '\0') {

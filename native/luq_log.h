@@ -25,6 +25,10 @@ void luq_log_attach(luq_log *log);
 
 void luq_log_detach(void);
 
+/* Keep what llama.cpp's vision library logs as well. It has a callback of its own, and no way to ask which one stood
+ * there before: lines of threads without a log go where llama.cpp's own lines go, also after luq_log_detach. */
+void luq_log_vision(void);
+
 /* The line that tells most: the first error, else the last line, else "it gave no reason". */
 const char *luq_log_reason(const luq_log *log);
 
