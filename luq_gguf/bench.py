@@ -137,6 +137,7 @@ def _decode(path: Path, prompt: int, generate: int, threads: int) -> DecodeResul
 def load_native() -> ModuleType:
     """The native module, after llama_cpp: so both use the one copy of llama.cpp that llama_cpp loads."""
     import llama_cpp
+    import llama_cpp.mtmd_cpp
 
     try:
         from luq_gguf import _native

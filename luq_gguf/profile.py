@@ -102,14 +102,14 @@ def keep_profile(profile: Profile, path: Path | None = None) -> Path:
 def _rates(native: ModuleType, kind: GGMLQuantizationType, threads: int) -> Rates:
     def nanoseconds(batch: int) -> float:
         found = native.kernel(int(kind), ROWS, COLUMNS, batch, threads=threads, min_seconds=SECONDS)
-        return float(statistics.median(found.ns) / found.weights / batch)
+        return float(statistics.median(found["ns"]) / found["weights"] / batch)
 
     return Rates(generate=nanoseconds(1), prompt=nanoseconds(PROMPT))
 
 
 def _bandwidth(native: ModuleType, threads: int) -> float:
     found = native.bandwidth(threads)
-    return float(found.bytes * 1e9 / statistics.median(found.ns))
+    return float(found["bytes"] * 1e9 / statistics.median(found["ns"]))
 
 
 def _fixed_costs(bare: Profile, counts: Sequence[int], progress: Progress) -> Iterator[tuple[int, FixedCosts]]:

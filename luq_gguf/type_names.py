@@ -5,7 +5,7 @@ A high type is a file type (Q4_K_M mixes tensor types by llama.cpp's own rule), 
 
 from __future__ import annotations
 
-from gguf.constants import GGMLQuantizationType, LlamaFileType
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 
 from luq_gguf.errors import RequestError
 
@@ -45,3 +45,9 @@ def base_file_type(wanted: LlamaFileType) -> LlamaFileType:
     """The file type to hand to the quantizer: it heeds types given per tensor only when this is a quantized one."""
     unquantized = {HIGH_TYPES[name] for name in UNQUANTIZED}
     return LlamaFileType.MOSTLY_Q8_0 if wanted in unquantized else wanted
+
+
+def bits_of(name: str) -> float:
+    """Bits a weight of the tensor type of this name."""
+    block, size = GGML_QUANT_SIZES[GGMLQuantizationType[name]]
+    return float(8 * size / block)

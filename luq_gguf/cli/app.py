@@ -12,6 +12,7 @@ from luq_gguf import __version__
 from luq_gguf.cli import options
 from luq_gguf.cli.calib import calib as calib_commands
 from luq_gguf.cli.progress import show_progress
+from luq_gguf.cli.speed import profile as profile_command
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,6 +25,7 @@ app = typer.Typer(
 
 
 app.add_typer(calib_commands, name="calib")
+app.command()(profile_command)
 
 
 def _print(text: str) -> None:

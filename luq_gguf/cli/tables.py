@@ -11,10 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from luq_gguf.type_names import bits_of
+
 if TYPE_CHECKING:
     from luq_gguf.artifacts import EntropyRow, LayerScores, Plan
     from luq_gguf.calibration_summary import CalibrationSummary
     from luq_gguf.pipeline import Conversion, SizeTable
+    from luq_gguf.speed import Profile
     from luq_gguf.speed_budget import Forecast
 
 WIDTH = 110
@@ -157,6 +160,32 @@ def format_conversion(result: Conversion) -> str:
         lines.append(f"vision part: laid out {result.mmproj_layout!r} (--mmproj-layout)")
     lines += [f"wrote {path}" for path in result.files()]
     return render(table, "", *_score_lines(scores), *lines)
+
+
+def format_profile(profile: Profile) -> str:
+    """Every type's rates, the fastest first, and what a token costs besides."""
+    columns = [
+        heading
+        for count in profile.threads
+        for heading in (f"Gweights/s, {count} thr.", f"GB/s, {count} thr.", f"prompts, {count} thr.")
+    ]
+    table = make_table(profile.cpu, ("type", "bits", *columns))
+    for kind in sorted(profile.rates, key=lambda kind: profile.rates[kind][profile.threads[-1]].generate):
+        bits, cells = bits_of(kind), []
+        for count in profile.threads:
+            rates = profile.rates[kind][count]
+            cells += [f"{1 / rates.generate:.1f}", f"{bits / 8 / rates.generate:.1f}", f"{1 / rates.prompt:.1f}"]
+        table.add_row(kind, f"{bits:.2f}", *cells)
+    lines = []
+    for count in profile.threads:
+        fixed = profile.fixed[count]
+        lines.append(
+            f"{count} threads: memory reads {profile.bandwidth[count] / 1e9:.1f} GB/s; besides, a layer costs "
+            f"{fixed.generate_layer / 1e3:.0f} us a generated token, a token {fixed.generate_token / 1e3:.0f} us"
+        )
+    if profile.busy:
+        lines.append("BUSY: other programs ran meanwhile; measure again when the machine is quiet")
+    return render(table, "", *lines)
 
 
 def format_calibration(found: CalibrationSummary) -> str:
