@@ -62,7 +62,7 @@ def image(
     repeat: int = 1,
 ) -> ImageResult: ...
 def kernel(
-    type: int,
+    type: int,  # noqa: A002
     rows: int,
     columns: int,
     batch: int,
@@ -71,4 +71,9 @@ def kernel(
     min_seconds: float = 0.2,
     working_set: int = 0,
 ) -> KernelResult: ...
-def bandwidth(threads: int, *, bytes: int = 0, min_seconds: float = 0.2) -> BandwidthResult: ...
+def bandwidth(
+    threads: int,
+    *,
+    bytes: int = 0,  # noqa: A002
+    min_seconds: float = 0.2,
+) -> BandwidthResult: ...
