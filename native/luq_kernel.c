@@ -45,6 +45,22 @@ typedef struct {
     luq_log log;
 } luq_bench;
 
+/* Types whose quantizers search in tables that take seconds to build, and cannot be stopped at that. */
+static bool has_slow_quantizer(enum ggml_type type) {
+    switch (type) {
+        case GGML_TYPE_IQ1_S:
+        case GGML_TYPE_IQ1_M:
+        case GGML_TYPE_IQ2_XXS:
+        case GGML_TYPE_IQ2_XS:
+        case GGML_TYPE_IQ2_S:
+        case GGML_TYPE_IQ3_XXS:
+        case GGML_TYPE_IQ3_S:
+            return true;
+        default:
+            return false;
+    }
+}
+
 static bool is_weight_type(int64_t type) {
     if (type < 0 || type >= GGML_TYPE_COUNT || ggml_blck_size((enum ggml_type)type) < 1) {
         return false;
@@ -58,7 +74,8 @@ static bool is_weight_type(int64_t type) {
         case GGML_TYPE_Q8_K:
             return false;
         default:
-            return ggml_is_quantized((enum ggml_type)type);
+            return ggml_is_quantized((enum ggml_type)type) && (has_slow_quantizer((enum ggml_type)type) ||
+                                                               !ggml_quantize_requires_imatrix((enum ggml_type)type));
     }
 }
 
@@ -199,25 +216,55 @@ static float next_random(uint32_t *state) {
     return (float)(*state >> 8) / (float)(1 << 23) - 1.0f;
 }
 
+/* In blocks of these types any bits are weights, but for the scale of a block, a float16 that random bits could make
+ * infinite: it comes first, or is spread over the highest four bits of the last four 16-bit words. */
+static void draw_blocks(luq_bench *bench) {
+    const size_t block = ggml_type_size(bench->type);
+    uint32_t state = 1;
+    for (size_t i = 0; i < bench->sample_bytes; i++) {
+        state = state * 1664525u + 1013904223u;
+        bench->sample[i] = (uint8_t)(state >> 24);
+    }
+    for (uint8_t *at = bench->sample; at < bench->sample + bench->sample_bytes; at += block) {
+        if (bench->type == GGML_TYPE_IQ1_M) {
+            at[block - 1] = (uint8_t)((at[block - 1] & 0x0f) | 0x20);
+        } else {
+            at[1] = 0x20;
+        }
+    }
+}
+
 /* Blocks as a quantizer makes them, so that every scale is a number that real weights could have. */
-static luq_status make_sample(luq_bench *bench) {
+static luq_status quantize_blocks(luq_bench *bench) {
     float *values = malloc(SAMPLE_WEIGHTS * sizeof *values);
-    float *importance = malloc(SAMPLE_WEIGHTS * sizeof *importance);
+    if (values == NULL) {
+        return LUQ_NO_MEMORY;
+    }
+    uint32_t state = 1;
+    for (size_t i = 0; i < SAMPLE_WEIGHTS; i++) {
+        values[i] = next_random(&state) / 16;
+    }
+    ggml_quantize_chunk(bench->type, values, bench->sample, 0, 1, SAMPLE_WEIGHTS, NULL);
+    free(values);
+    return LUQ_OK;
+}
+
+static luq_status make_sample(luq_bench *bench) {
     bench->sample_bytes = ggml_row_size(bench->type, SAMPLE_WEIGHTS);
     bench->sample = malloc(bench->sample_bytes);
-    const bool enough = values != NULL && importance != NULL && bench->sample != NULL;
-    if (enough) {
-        uint32_t state = 1;
-        for (size_t i = 0; i < SAMPLE_WEIGHTS; i++) {
-            values[i] = next_random(&state) / 16;
-            importance[i] = 1;
-        }
-        ggml_quantize_chunk(bench->type, values, bench->sample, 0, 1, SAMPLE_WEIGHTS,
-                            ggml_quantize_requires_imatrix(bench->type) ? importance : NULL);
+    if (bench->sample == NULL) {
+        return LUQ_NO_MEMORY;
     }
-    free(values);
-    free(importance);
-    return enough ? LUQ_OK : LUQ_NO_MEMORY;
+    if (has_slow_quantizer(bench->type)) {
+        draw_blocks(bench);
+    } else if (quantize_blocks(bench) != LUQ_OK) {
+        return LUQ_NO_MEMORY;
+    }
+    if (!ggml_validate_row_data(bench->type, bench->sample, bench->sample_bytes)) {
+        return luq_fail(bench->result->error, LUQ_CANNOT_RUN, "llama.cpp finds no numbers in weights of type %s",
+                        ggml_type_name(bench->type));
+    }
+    return LUQ_OK;
 }
 
 static luq_status make_slice(luq_bench *bench) {
