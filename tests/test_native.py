@@ -357,11 +357,11 @@ def test_only_one_copy_of_every_library_is_mapped(models: tuple[Path, Path]):
     code = f"""
 from pathlib import Path
 from llama_cpp import mtmd_cpp
-from luq_gguf.bench import _load_native, measure_decode
+from luq_gguf.bench import load_native, measure_decode
 model, mmproj = {str(models[0])!r}, {str(models[1])!r}
 measure_decode(Path(model), prompt=4, generate=1, threads=1, repeat=1)
-_load_native().image(model, mmproj, bytes(3 * 56 * 56), 56, 56, threads=1)
-_load_native().kernel(12, 256, 256, 1, threads=2, working_set=1)
+load_native().image(model, mmproj, bytes(3 * 56 * 56), 56, 56, threads=1)
+load_native().kernel(12, 256, 256, 1, threads=2, working_set=1)
 for line in open("/proc/self/maps"):
     print(line.split()[-1])
 """
