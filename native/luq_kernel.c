@@ -38,6 +38,8 @@ typedef struct {
     struct ggml_cgraph *graph;
     ggml_backend_buffer_t weight_buffer;
     ggml_backend_buffer_t rest_buffer;
+    void *mapped; /* the memory of weight_buffer, unless that has its own */
+    size_t mapped_bytes;
     uint8_t *sample; /* SAMPLE_WEIGHTS of the type, in `sample_bytes` */
     size_t sample_bytes;
     uint8_t *slice; /* what is copied into a tensor */
@@ -280,15 +282,53 @@ static luq_status make_slice(luq_bench *bench) {
     return LUQ_OK;
 }
 
+static size_t round_up(size_t bytes, size_t step) { return (bytes + step - 1) / step * step; }
+
+/* As the loader does with weights that stay as they are in the file, which it maps. */
+static luq_status map_weights(luq_bench *bench) {
+    const size_t align = ggml_backend_buft_get_alignment(bench->kind);
+    size_t largest = 0;
+    struct ggml_tensor *tensor = ggml_get_first_tensor(bench->weights);
+    for (; tensor != NULL; tensor = ggml_get_next_tensor(bench->weights, tensor)) {
+        const size_t bytes = round_up(ggml_nbytes(tensor), align);
+        bench->mapped_bytes += bytes;
+        largest = bytes > largest ? bytes : largest;
+    }
+    bench->mapped = luq_map_memory(bench->mapped_bytes);
+    if (bench->mapped == NULL) {
+        return LUQ_NO_MEMORY;
+    }
+    bench->weight_buffer =
+        ggml_backend_dev_buffer_from_host_ptr(bench->device, bench->mapped, bench->mapped_bytes, largest);
+    if (bench->weight_buffer == NULL) {
+        return LUQ_NO_MEMORY;
+    }
+    uint8_t *memory = bench->mapped;
+    tensor = ggml_get_first_tensor(bench->weights);
+    for (; tensor != NULL; tensor = ggml_get_next_tensor(bench->weights, tensor)) {
+        ggml_backend_tensor_alloc(bench->weight_buffer, tensor, memory);
+        memory += round_up(ggml_nbytes(tensor), align);
+    }
+    return LUQ_OK;
+}
+
+static luq_status allocate_weights(luq_bench *bench) {
+    if (!bench->result->repacked) {
+        return map_weights(bench);
+    }
+    bench->weight_buffer = ggml_backend_alloc_ctx_tensors_from_buft(bench->weights, bench->kind);
+    return bench->weight_buffer != NULL ? LUQ_OK : LUQ_NO_MEMORY;
+}
+
 static luq_status make_weights(luq_bench *bench) {
     const int64_t matrices = (int64_t)bench->result->matrices;
     bench->weights = new_context((size_t)(matrices * bench->slices), 0);
     for (int64_t i = 0; i < matrices * bench->slices; i++) {
         ggml_new_tensor_2d(bench->weights, bench->type, bench->request->columns, rows_of_slice(bench, i % bench->slices));
     }
-    bench->weight_buffer = ggml_backend_alloc_ctx_tensors_from_buft(bench->weights, bench->kind);
-    if (bench->weight_buffer == NULL) {
-        return LUQ_NO_MEMORY;
+    const luq_status status = allocate_weights(bench);
+    if (status != LUQ_OK) {
+        return status;
     }
     struct ggml_tensor *tensor = ggml_get_first_tensor(bench->weights);
     for (; tensor != NULL; tensor = ggml_get_next_tensor(bench->weights, tensor)) {
@@ -317,7 +357,7 @@ static luq_status make_graph(luq_bench *bench) {
     bench->input = ggml_new_tensor_2d(bench->rest, GGML_TYPE_F32, request->columns, request->batch);
     bench->graph = ggml_new_graph_custom(bench->rest, nodes + 1, false);
     const size_t align = ggml_backend_get_alignment(bench->backend);
-    const size_t input_bytes = (ggml_nbytes(bench->input) + align - 1) / align * align;
+    const size_t input_bytes = round_up(ggml_nbytes(bench->input), align);
     const size_t product_bytes = sizeof(float) * (size_t)(bench->slice_rows * request->batch);
     bench->rest_buffer = ggml_backend_alloc_buffer(bench->backend, input_bytes + product_bytes + align);
     if (bench->rest_buffer == NULL) {
@@ -393,6 +433,7 @@ static void clean_up(luq_bench *bench) {
     free(bench->slice);
     ggml_backend_buffer_free(bench->weight_buffer);
     ggml_backend_buffer_free(bench->rest_buffer);
+    luq_unmap_memory(bench->mapped, bench->mapped_bytes);
     ggml_free(bench->weights);
     ggml_free(bench->rest);
     ggml_backend_free(bench->backend);
