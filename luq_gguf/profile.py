@@ -9,7 +9,8 @@ import os
 import re
 import statistics
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,7 +25,7 @@ from luq_gguf.families.text_only import Qwen2
 from luq_gguf.processors import cpu_name, default_threads
 from luq_gguf.progress import Progress, silent
 from luq_gguf.random_gguf import write_random_gguf
-from luq_gguf.speed import FixedCosts, Profile, Rates, Tensor, predict
+from luq_gguf.speed import FixedCosts, Profile, Rates
 
 Q = GGMLQuantizationType
 TYPES = (
@@ -32,20 +33,22 @@ TYPES = (
     Q.IQ3_XXS, Q.Q2_K, Q.IQ2_S, Q.IQ2_XS, Q.IQ2_XXS, Q.IQ1_M, Q.IQ1_S,
 )  # fmt: skip
 """Every type that a plan may have in a matrix."""
-ROWS, COLUMNS = 4096, 4096
 PROMPT = 128
-GENERATED = 24
-SECONDS = 0.25
-"""For each type, number of threads and kind of decoding."""
+GENERATED = 8
+LAYERS, WIDE, NARROW = 4, 10752, 256
+"""A decoder's layers, and the width of its feed-forward part: wide in the type that is measured, or hardly there."""
 FEW, MORE = 2, 10
-"""Layers of the two files whose difference is what a layer costs."""
+"""Layers of the two narrow decoders whose difference is what a layer costs."""
 BUSY_PERCENT = 20.0
-SMALL: dict[str, Any] = {
-    "architectures": ["Qwen2ForCausalLM"], "hidden_size": 2048, "intermediate_size": 512, "num_attention_heads": 16,
-    "num_key_value_heads": 2, "vocab_size": 512, "max_position_embeddings": 1024, "rms_norm_eps": 1e-6,
-    "rope_theta": 1e6, "tie_word_embeddings": False,
+LEAST = 1e-6
+"""Nanoseconds a weight that nothing falls below, however noisy."""
+BASE = Q.Q4_K
+"""The type of what is not measured."""
+DECODER: dict[str, Any] = {
+    "architectures": ["Qwen2ForCausalLM"], "hidden_size": 2048, "num_attention_heads": 16, "num_key_value_heads": 2,
+    "vocab_size": 512, "max_position_embeddings": 1024, "rms_norm_eps": 1e-6, "rope_theta": 1e6,
+    "tie_word_embeddings": False,
 }  # fmt: skip
-"""A decoder in which the matrix products take little of the time."""
 
 
 def profile_path(cpu: str, version: str) -> Path:
@@ -72,23 +75,27 @@ def measure_profile(threads: Sequence[int] = (), progress: Progress = silent) ->
     """Measure this CPU in under a minute; `threads` () takes one and all cores."""
     import llama_cpp
 
-    native = load_native()
     counts = sorted(set(threads) or {1, default_threads()})
     busy = psutil.cpu_percent(interval=1.0) > BUSY_PERCENT
-    steps = len(TYPES) * len(counts)
-    rates: dict[str, dict[int, Rates]] = {}
-    for done, kind in enumerate(TYPES):
-        for rank, count in enumerate(counts):
-            progress("measure types", done * len(counts) + rank, steps)
-            rates.setdefault(kind.name, {})[count] = _rates(native, kind, count)
-    progress("measure types", steps, steps)
-    bandwidth = {count: _bandwidth(native, count) for count in counts}
-    free = dict.fromkeys(counts, FixedCosts(generate_layer=0, generate_token=0, prompt_layer=0, prompt_token=0))
-    bare = Profile(
-        cpu=cpu_name(), llama_cpp=llama_cpp.__version__, prompt=PROMPT, rates=rates, fixed=free, bandwidth=bandwidth,
+    with tempfile.TemporaryDirectory(prefix="luq-gguf-") as folder:
+        narrow = {layers: _decoder(Path(folder) / f"{layers}.gguf", layers) for layers in (FEW, LAYERS, MORE)}
+        bare = {count: {layers: _nanoseconds(narrow[layers], count) for layers in narrow} for count in counts}
+        rates: dict[str, dict[int, Rates]] = {}
+        for done, kind in enumerate(TYPES):
+            progress("measure types", done, len(TYPES))
+            wide = _decoder(Path(folder) / "wide.gguf", LAYERS, kind)
+            rates[kind.name] = {count: _rates(_nanoseconds(wide, count), bare[count][LAYERS]) for count in counts}
+        progress("measure types", len(TYPES), len(TYPES))
+    native = load_native()
+    return Profile(
+        cpu=cpu_name(),
+        llama_cpp=llama_cpp.__version__,
+        prompt=PROMPT,
+        rates=rates,
+        fixed={count: _fixed_costs(bare[count], rates[BASE.name][count]) for count in counts},
+        bandwidth={count: _bandwidth(native, count) for count in counts},
         busy=busy,
-    )  # fmt: skip
-    return bare.model_copy(update={"fixed": dict(_fixed_costs(bare, counts, progress))})
+    )
 
 
 def keep_profile(profile: Profile, path: Path | None = None) -> Path:
@@ -99,47 +106,54 @@ def keep_profile(profile: Profile, path: Path | None = None) -> Path:
     return target
 
 
-def _rates(native: ModuleType, kind: GGMLQuantizationType, threads: int) -> Rates:
-    def nanoseconds(batch: int) -> float:
-        found = native.kernel(int(kind), ROWS, COLUMNS, batch, threads=threads, min_seconds=SECONDS)
-        return float(statistics.median(found["ns"]) / found["weights"] / batch)
+@dataclass(frozen=True)
+class _Decode:
+    """Nanoseconds a token: generating, and of a prompt."""
 
-    return Rates(generate=nanoseconds(1), prompt=nanoseconds(PROMPT))
+    generate: float
+    prompt: float
+
+
+def _decoder(path: Path, layers: int, kind: GGMLQuantizationType | None = None) -> Path:
+    """A decoder of random weights: narrow, or with a wide feed-forward part of a type."""
+    family = Qwen2(DECODER | {"num_hidden_layers": layers, "intermediate_size": NARROW if kind is None else WIDE})
+    types = {
+        tensor.name: Q.F32 if len(tensor.shape) == 1 else kind if kind is not None and ".ffn_" in tensor.name else BASE
+        for tensor in family.text_tensors()
+    }
+    return write_random_gguf(path, family, types)
+
+
+def _nanoseconds(path: Path, threads: int) -> _Decode:
+    samples = measure_decode(path, prompt=PROMPT, generate=GENERATED, threads=threads, repeat=1)
+    return _Decode(1e9 / samples.generate_tps, 1e9 / samples.prompt_tps)
+
+
+def _rates(wide: _Decode, narrow: _Decode) -> Rates:
+    """What the wide part costs a weight; of a prompt, the last layer's is computed for the last token alone."""
+    weights = 3 * DECODER["hidden_size"] * (WIDE - NARROW) * LAYERS
+    of_prompt = weights * (LAYERS - 1 + 1 / PROMPT) / LAYERS
+    return Rates(
+        generate=max(LEAST, (wide.generate - narrow.generate) / weights),
+        prompt=max(LEAST, (wide.prompt - narrow.prompt) / of_prompt),
+    )
+
+
+def _fixed_costs(bare: Mapping[int, _Decode], base: Rates) -> FixedCosts:
+    """What layers and tokens cost beside their matrix products, from narrow decoders of different depth."""
+    hidden = DECODER["hidden_size"]
+    kv = hidden // DECODER["num_attention_heads"] * DECODER["num_key_value_heads"]
+    weights = 2 * hidden * hidden + 2 * kv * hidden + 3 * hidden * NARROW
+    few, more = bare[FEW], bare[MORE]
+    generate_layer = (more.generate - few.generate) / (MORE - FEW) - weights * base.generate
+    prompt_layer = (more.prompt - few.prompt) / (MORE - FEW) - weights * base.prompt
+    head = DECODER["vocab_size"] * hidden
+    generate_token = few.generate - FEW * (weights * base.generate + generate_layer) - head * base.generate
+    prompt_token = few.prompt - FEW * (weights * base.prompt + prompt_layer)
+    found = {"generate_layer": generate_layer, "generate_token": generate_token, "prompt_layer": prompt_layer}
+    return FixedCosts(**{key: max(0.0, value) for key, value in found.items()}, prompt_token=max(0.0, prompt_token))
 
 
 def _bandwidth(native: ModuleType, threads: int) -> float:
     found = native.bandwidth(threads)
     return float(found["bytes"] * 1e9 / statistics.median(found["ns"]))
-
-
-def _fixed_costs(bare: Profile, counts: Sequence[int], progress: Progress) -> Iterator[tuple[int, FixedCosts]]:
-    """What layers and tokens cost beside their matrix products, from two decoders of different depth."""
-    with tempfile.TemporaryDirectory(prefix="luq-gguf-") as folder:
-        files = {layers: _small_decoder(Path(folder), layers) for layers in (FEW, MORE)}
-        for rank, count in enumerate(counts):
-            progress("measure layers", rank, len(counts))
-            left = {layers: _unexplained(path, tensors, bare, count) for layers, (path, tensors) in files.items()}
-            layer = [max(0.0, (more - few) / (MORE - FEW)) for few, more in zip(left[FEW], left[MORE], strict=True)]
-            token = [max(0.0, few - FEW * each) for few, each in zip(left[FEW], layer, strict=True)]
-            yield (
-                count,
-                FixedCosts(
-                    generate_layer=layer[0], generate_token=token[0], prompt_layer=layer[1], prompt_token=token[1]
-                ),
-            )
-        progress("measure layers", len(counts), len(counts))
-
-
-def _small_decoder(folder: Path, layers: int) -> tuple[Path, list[Tensor]]:
-    family = Qwen2(SMALL | {"num_hidden_layers": layers})
-    types = {tensor.name: Q.Q4_K if len(tensor.shape) > 1 else Q.F32 for tensor in family.text_tensors()}
-    path = write_random_gguf(folder / f"{layers}.gguf", family, types)
-    matrices = [tensor for tensor in family.text_tensors() if len(tensor.shape) > 1]
-    return path, [Tensor(tensor.name, tuple(reversed(tensor.shape)), types[tensor.name].name) for tensor in matrices]
-
-
-def _unexplained(path: Path, tensors: list[Tensor], bare: Profile, threads: int) -> tuple[float, float]:
-    """Nanoseconds a token beyond the matrix products: generating, and of a prompt."""
-    samples = measure_decode(path, prompt=PROMPT, generate=GENERATED, threads=threads, repeat=2)
-    expected = predict(tensors, bare, threads)
-    return 1e9 / samples.generate_tps - 1e9 / expected.generate, 1e9 / samples.prompt_tps - 1e9 / expected.prompt

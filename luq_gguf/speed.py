@@ -93,17 +93,16 @@ def predict(tensors: Sequence[Tensor], profile: Profile, threads: int) -> Speed:
     if threads not in profile.fixed:
         known = ", ".join(map(str, profile.threads))
         raise RequestError(f"the profile of {profile.cpu} has no {threads} threads", hint=f"it has {known}")
-    used = multiplied(tensors)
-    fixed, layers = profile.fixed[threads], len({layer for t in used if (layer := layer_of(t.name)) is not None})
-    rates = [(tensor.weights, _rates(profile, tensor.kind, threads)) for tensor in used]
-    generate = sum(weights * rate.generate for weights, rate in rates)
-    prompt = sum(weights * rate.prompt for weights, rate in rates)
-    head = sum(tensor.weights for tensor in used if tensor.name in (EMBEDDING, OUTPUT))
-    # of a prompt only the last token goes through the output matrix
-    prompt -= head * _rates(profile, _head_kind(used), threads).prompt * (1 - 1 / profile.prompt) if head else 0
+    used, fixed = multiplied(tensors), profile.fixed[threads]
+    layers = {layer for tensor in used if (layer := layer_of(tensor.name)) is not None}
+    rates = {tensor.name: _rates(profile, tensor.kind, threads) for tensor in used}
+    generate = sum(tensor.weights * rates[tensor.name].generate for tensor in used)
+    last = max(layers, default=-1)
+    shares = {tensor.name: 1 / profile.prompt if _of_last_token(tensor.name, last) else 1.0 for tensor in used}
+    prompt = sum(tensor.weights * rates[tensor.name].prompt * shares[tensor.name] for tensor in used)
     return Speed(
-        generate=1e9 / (generate + layers * fixed.generate_layer + fixed.generate_token),
-        prompt=1e9 / (prompt + layers * fixed.prompt_layer + fixed.prompt_token),
+        generate=1e9 / (generate + len(layers) * fixed.generate_layer + fixed.generate_token),
+        prompt=1e9 / (prompt + len(layers) * fixed.prompt_layer + fixed.prompt_token),
         read_bytes=sum(type_size(_kind(tensor), tensor.shape) for tensor in used),
     )
 
@@ -114,8 +113,9 @@ def multiplied(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [tensor for tensor in tensors if tied or tensor.name != EMBEDDING]
 
 
-def _head_kind(tensors: Sequence[Tensor]) -> str:
-    return next(tensor.kind for tensor in tensors if tensor.name in (EMBEDDING, OUTPUT))
+def _of_last_token(name: str, last: int) -> bool:
+    """Whether only a prompt's last token goes through a matrix: the output's, the last layer's feed-forward part."""
+    return name in (EMBEDDING, OUTPUT) or name.startswith(f"blk.{last}.ffn_")
 
 
 def _kind(tensor: Tensor) -> GGMLQuantizationType:

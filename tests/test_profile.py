@@ -22,7 +22,7 @@ FEW_TYPES = (Q.Q4_K, Q.Q6_K, Q.F16)
 def short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Few types, small matrices, a cache folder of its own."""
     for name, value in {
-        "TYPES": FEW_TYPES, "ROWS": 256, "COLUMNS": 512, "SECONDS": 0.01, "GENERATED": 4, "PROMPT": 16,
+        "TYPES": FEW_TYPES, "WIDE": 1024, "LAYERS": 1, "FEW": 2, "MORE": 3, "GENERATED": 4, "PROMPT": 16,
     }.items():  # fmt: skip
         monkeypatch.setattr(profiling, name, value)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

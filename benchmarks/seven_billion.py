@@ -1,0 +1,73 @@
+"""Tokens a second of Qwen2.5-VL-7B's shapes with random blocks, for several plans, on this machine.
+
+    python -m benchmarks.seven_billion --json benchmarks/seven_billion.json
+
+Each file has the exact shapes and types that a conversion would have (benchmarks/shape_gguf.py); files are written,
+measured and deleted one after the other. Predictions come from this CPU's profile, where `luq-gguf profile` left one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.shape_gguf import types_of
+from luq_gguf.bench import measure_decode
+from luq_gguf.manifest import versions
+from luq_gguf.processors import cpu_name
+from luq_gguf.profile import load_profile
+from luq_gguf.random_gguf import write_random_gguf
+from luq_gguf.speed import Tensor, predict
+
+MODEL = "Qwen2.5-VL-7B"
+PLANS = (
+    ("Q4_K_M", "IQ1_M", 0), ("Q4_K_M", "IQ1_M", 12), ("Q4_K_M", "IQ1_M", 16), ("Q4_K_M", "Q2_K", 12),
+    ("Q4_K_M", "IQ1_M", 28),
+)  # fmt: skip
+"""High type, low type, low layers."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompt", type=int, default=128)
+    parser.add_argument("--generate", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeat", type=int, default=2)
+    parser.add_argument("--profile", type=Path)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    profile, rows = load_profile(options.profile), list[dict[str, Any]]()
+    with tempfile.TemporaryDirectory() as work:
+        for high, low, count in PLANS:
+            family, types = types_of(MODEL, high, low, count)
+            path = write_random_gguf(Path(work) / "model.gguf", family, types)
+            samples = measure_decode(
+                path, prompt=options.prompt, generate=options.generate, threads=options.threads, repeat=options.repeat
+            )
+            matrices = [
+                Tensor(tensor.name, tuple(reversed(tensor.shape)), types[tensor.name].name)
+                for tensor in family.text_tensors()
+                if len(tensor.shape) > 1
+            ]
+            predicted = predict(matrices, profile, options.threads) if profile else None
+            rows.append(
+                {
+                    "high": high, "low": low, "low_layers": count, "bytes": path.stat().st_size,
+                    "prompt_tps": round(samples.prompt_tps, 2), "generate_tps": round(samples.generate_tps, 2),
+                    "predicted_generate_tps": round(predicted.generate, 2) if predicted else None,
+                    "predicted_prompt_tps": round(predicted.prompt, 2) if predicted else None,
+                }
+            )  # fmt: skip
+            print(rows[-1], flush=True)
+            path.unlink()
+    settings = {key: value for key, value in vars(options).items() if key not in ("json", "profile")}
+    if options.json:
+        whole = {"cpu": cpu_name(), "rows": rows, "settings": settings, "versions": versions()}
+        options.json.write_text(json.dumps(whole, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
