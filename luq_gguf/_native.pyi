@@ -62,7 +62,7 @@ def image(
     repeat: int = 1,
 ) -> ImageResult: ...
 def kernel(
-    type: int,  # noqa: A002 - the native function's own name
+    type: int,  # noqa: A002
     rows: int,
     columns: int,
     batch: int,
@@ -74,6 +74,6 @@ def kernel(
 def bandwidth(
     threads: int,
     *,
-    bytes: int = 0,  # noqa: A002 - the native function's own name
+    bytes: int = 0,  # noqa: A002
     min_seconds: float = 0.2,
 ) -> BandwidthResult: ...

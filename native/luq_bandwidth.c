@@ -192,12 +192,12 @@ luq_status luq_bandwidth(const luq_bandwidth_request *request, luq_bandwidth_res
                      .threads = (size_t)request->threads,
                      .words_each = (size_t)(result->bytes / (uint64_t)request->threads / sizeof(uint64_t)),
                      .watch = luq_watch_start(request->interrupted, request->data)};
-    crew.words = aligned_alloc(PAGE, (size_t)result->bytes);
+    crew.words = luq_map_memory((size_t)result->bytes);
     luq_reader *readers = calloc(crew.threads, sizeof *readers);
     status = crew.words != NULL && readers != NULL
                  ? run_crew(&crew, readers, request, result)
                  : luq_fail(result->error, LUQ_NO_MEMORY, "no memory for %llu bytes", (unsigned long long)result->bytes);
-    free(crew.words);
+    luq_unmap_memory(crew.words, (size_t)result->bytes);
     free(readers);
     return crew.watch.stop ? LUQ_INTERRUPTED : status;
 }

@@ -38,12 +38,30 @@ typedef struct {
     struct ggml_cgraph *graph;
     ggml_backend_buffer_t weight_buffer;
     ggml_backend_buffer_t rest_buffer;
+    void *mapped; /* the memory of weight_buffer, unless that has its own */
+    size_t mapped_bytes;
     uint8_t *sample; /* SAMPLE_WEIGHTS of the type, in `sample_bytes` */
     size_t sample_bytes;
     uint8_t *slice; /* what is copied into a tensor */
     luq_watch watch;
     luq_log log;
 } luq_bench;
+
+/* Types whose quantizers search in tables that take seconds to build, and cannot be stopped at that. */
+static bool has_slow_quantizer(enum ggml_type type) {
+    switch (type) {
+        case GGML_TYPE_IQ1_S:
+        case GGML_TYPE_IQ1_M:
+        case GGML_TYPE_IQ2_XXS:
+        case GGML_TYPE_IQ2_XS:
+        case GGML_TYPE_IQ2_S:
+        case GGML_TYPE_IQ3_XXS:
+        case GGML_TYPE_IQ3_S:
+            return true;
+        default:
+            return false;
+    }
+}
 
 static bool is_weight_type(int64_t type) {
     if (type < 0 || type >= GGML_TYPE_COUNT || ggml_blck_size((enum ggml_type)type) < 1) {
@@ -58,7 +76,8 @@ static bool is_weight_type(int64_t type) {
         case GGML_TYPE_Q8_K:
             return false;
         default:
-            return ggml_is_quantized((enum ggml_type)type);
+            return ggml_is_quantized((enum ggml_type)type) && (has_slow_quantizer((enum ggml_type)type) ||
+                                                               !ggml_quantize_requires_imatrix((enum ggml_type)type));
     }
 }
 
@@ -199,25 +218,55 @@ static float next_random(uint32_t *state) {
     return (float)(*state >> 8) / (float)(1 << 23) - 1.0f;
 }
 
+/* In blocks of these types any bits are weights, but for the scale of a block, a float16 that random bits could make
+ * infinite: it comes first, or is spread over the highest four bits of the last four 16-bit words. */
+static void draw_blocks(luq_bench *bench) {
+    const size_t block = ggml_type_size(bench->type);
+    uint32_t state = 1;
+    for (size_t i = 0; i < bench->sample_bytes; i++) {
+        state = state * 1664525u + 1013904223u;
+        bench->sample[i] = (uint8_t)(state >> 24);
+    }
+    for (uint8_t *at = bench->sample; at < bench->sample + bench->sample_bytes; at += block) {
+        if (bench->type == GGML_TYPE_IQ1_M) {
+            at[block - 1] = (uint8_t)((at[block - 1] & 0x0f) | 0x20);
+        } else {
+            at[1] = 0x20;
+        }
+    }
+}
+
 /* Blocks as a quantizer makes them, so that every scale is a number that real weights could have. */
-static luq_status make_sample(luq_bench *bench) {
+static luq_status quantize_blocks(luq_bench *bench) {
     float *values = malloc(SAMPLE_WEIGHTS * sizeof *values);
-    float *importance = malloc(SAMPLE_WEIGHTS * sizeof *importance);
+    if (values == NULL) {
+        return LUQ_NO_MEMORY;
+    }
+    uint32_t state = 1;
+    for (size_t i = 0; i < SAMPLE_WEIGHTS; i++) {
+        values[i] = next_random(&state) / 16;
+    }
+    ggml_quantize_chunk(bench->type, values, bench->sample, 0, 1, SAMPLE_WEIGHTS, NULL);
+    free(values);
+    return LUQ_OK;
+}
+
+static luq_status make_sample(luq_bench *bench) {
     bench->sample_bytes = ggml_row_size(bench->type, SAMPLE_WEIGHTS);
     bench->sample = malloc(bench->sample_bytes);
-    const bool enough = values != NULL && importance != NULL && bench->sample != NULL;
-    if (enough) {
-        uint32_t state = 1;
-        for (size_t i = 0; i < SAMPLE_WEIGHTS; i++) {
-            values[i] = next_random(&state) / 16;
-            importance[i] = 1;
-        }
-        ggml_quantize_chunk(bench->type, values, bench->sample, 0, 1, SAMPLE_WEIGHTS,
-                            ggml_quantize_requires_imatrix(bench->type) ? importance : NULL);
+    if (bench->sample == NULL) {
+        return LUQ_NO_MEMORY;
     }
-    free(values);
-    free(importance);
-    return enough ? LUQ_OK : LUQ_NO_MEMORY;
+    if (has_slow_quantizer(bench->type)) {
+        draw_blocks(bench);
+    } else if (quantize_blocks(bench) != LUQ_OK) {
+        return LUQ_NO_MEMORY;
+    }
+    if (!ggml_validate_row_data(bench->type, bench->sample, bench->sample_bytes)) {
+        return luq_fail(bench->result->error, LUQ_CANNOT_RUN, "llama.cpp finds no numbers in weights of type %s",
+                        ggml_type_name(bench->type));
+    }
+    return LUQ_OK;
 }
 
 static luq_status make_slice(luq_bench *bench) {
@@ -233,15 +282,53 @@ static luq_status make_slice(luq_bench *bench) {
     return LUQ_OK;
 }
 
+static size_t round_up(size_t bytes, size_t step) { return (bytes + step - 1) / step * step; }
+
+/* As the loader does with weights that stay as they are in the file, which it maps. */
+static luq_status map_weights(luq_bench *bench) {
+    const size_t align = ggml_backend_buft_get_alignment(bench->kind);
+    size_t largest = 0;
+    struct ggml_tensor *tensor = ggml_get_first_tensor(bench->weights);
+    for (; tensor != NULL; tensor = ggml_get_next_tensor(bench->weights, tensor)) {
+        const size_t bytes = round_up(ggml_nbytes(tensor), align);
+        bench->mapped_bytes += bytes;
+        largest = bytes > largest ? bytes : largest;
+    }
+    bench->mapped = luq_map_memory(bench->mapped_bytes);
+    if (bench->mapped == NULL) {
+        return LUQ_NO_MEMORY;
+    }
+    bench->weight_buffer =
+        ggml_backend_dev_buffer_from_host_ptr(bench->device, bench->mapped, bench->mapped_bytes, largest);
+    if (bench->weight_buffer == NULL) {
+        return LUQ_NO_MEMORY;
+    }
+    uint8_t *memory = bench->mapped;
+    tensor = ggml_get_first_tensor(bench->weights);
+    for (; tensor != NULL; tensor = ggml_get_next_tensor(bench->weights, tensor)) {
+        ggml_backend_tensor_alloc(bench->weight_buffer, tensor, memory);
+        memory += round_up(ggml_nbytes(tensor), align);
+    }
+    return LUQ_OK;
+}
+
+static luq_status allocate_weights(luq_bench *bench) {
+    if (!bench->result->repacked) {
+        return map_weights(bench);
+    }
+    bench->weight_buffer = ggml_backend_alloc_ctx_tensors_from_buft(bench->weights, bench->kind);
+    return bench->weight_buffer != NULL ? LUQ_OK : LUQ_NO_MEMORY;
+}
+
 static luq_status make_weights(luq_bench *bench) {
     const int64_t matrices = (int64_t)bench->result->matrices;
     bench->weights = new_context((size_t)(matrices * bench->slices), 0);
     for (int64_t i = 0; i < matrices * bench->slices; i++) {
         ggml_new_tensor_2d(bench->weights, bench->type, bench->request->columns, rows_of_slice(bench, i % bench->slices));
     }
-    bench->weight_buffer = ggml_backend_alloc_ctx_tensors_from_buft(bench->weights, bench->kind);
-    if (bench->weight_buffer == NULL) {
-        return LUQ_NO_MEMORY;
+    const luq_status status = allocate_weights(bench);
+    if (status != LUQ_OK) {
+        return status;
     }
     struct ggml_tensor *tensor = ggml_get_first_tensor(bench->weights);
     for (; tensor != NULL; tensor = ggml_get_next_tensor(bench->weights, tensor)) {
@@ -270,7 +357,7 @@ static luq_status make_graph(luq_bench *bench) {
     bench->input = ggml_new_tensor_2d(bench->rest, GGML_TYPE_F32, request->columns, request->batch);
     bench->graph = ggml_new_graph_custom(bench->rest, nodes + 1, false);
     const size_t align = ggml_backend_get_alignment(bench->backend);
-    const size_t input_bytes = (ggml_nbytes(bench->input) + align - 1) / align * align;
+    const size_t input_bytes = round_up(ggml_nbytes(bench->input), align);
     const size_t product_bytes = sizeof(float) * (size_t)(bench->slice_rows * request->batch);
     bench->rest_buffer = ggml_backend_alloc_buffer(bench->backend, input_bytes + product_bytes + align);
     if (bench->rest_buffer == NULL) {
@@ -346,6 +433,7 @@ static void clean_up(luq_bench *bench) {
     free(bench->slice);
     ggml_backend_buffer_free(bench->weight_buffer);
     ggml_backend_buffer_free(bench->rest_buffer);
+    luq_unmap_memory(bench->mapped, bench->mapped_bytes);
     ggml_free(bench->weights);
     ggml_free(bench->rest);
     ggml_backend_free(bench->backend);

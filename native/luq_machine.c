@@ -9,6 +9,7 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
@@ -126,6 +127,23 @@ luq_status luq_check_memory(char *error, int64_t bytes) {
     }
     return luq_fail(error, LUQ_BAD_ARGUMENT, "this needs %" PRId64 " bytes of memory, but only %" PRId64 " are free",
                     bytes, left);
+}
+
+void *luq_map_memory(size_t bytes) {
+    void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) {
+        return NULL;
+    }
+#ifdef MADV_HUGEPAGE
+    madvise(memory, bytes, MADV_HUGEPAGE); /* without them it is small pages */
+#endif
+    return memory;
+}
+
+void luq_unmap_memory(void *memory, size_t bytes) {
+    if (memory != NULL) {
+        munmap(memory, bytes);
+    }
 }
 
 int64_t luq_peak_memory(void) {

@@ -21,6 +21,13 @@ int64_t luq_free_memory(void);
 /* LUQ_BAD_ARGUMENT with both numbers in `error` if `bytes` are more than is free. */
 luq_status luq_check_memory(char *error, int64_t bytes);
 
+/* Memory in large pages where the system has them, as the cache of a mapped file mostly is: reading it takes up to a
+ * third less time than reading the small pages of malloc. NULL without memory. */
+void *luq_map_memory(size_t bytes);
+
+/* `memory` may be NULL. */
+void luq_unmap_memory(void *memory, size_t bytes);
+
 /* The largest amount of memory that this process has held so far. */
 int64_t luq_peak_memory(void);
 

@@ -3,43 +3,56 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import ctypes
 import importlib.machinery
 import importlib.util
 import inspect
 import os
 import re
+import resource
 import signal
 import statistics
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gguf
 import llama_cpp
+import numpy as np
 import pytest
+from llama_cpp import mtmd_cpp
 
 from luq_gguf import bench
 from luq_gguf.checkpoint import Checkpoint
 from luq_gguf.export import export_text, export_vision
 from luq_gguf.families import find_family
+from tests.pico import HEADS, HIDDEN, build_pico
 
+assert mtmd_cpp  # loads libmtmd, which the native module uses
 native = bench.load_native()
 STUB = Path(bench.__file__).with_name("_native.pyi")
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="threads are pinned on Linux only")
+
+
+def _export(source: Path, folder: Path) -> tuple[Path, Path]:
+    checkpoint = Checkpoint.open(source)
+    family = find_family(checkpoint.config, checkpoint)
+    export_text(checkpoint, family, folder / "pico.gguf", dtype="f16")
+    export_vision(checkpoint, family, folder / "mmproj-pico.gguf")
+    return folder / "pico.gguf", folder / "mmproj-pico.gguf"
 
 
 @pytest.fixture(scope="module")
 def models(pico_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Text model and mmproj of the pico checkpoint."""
-    folder = tmp_path_factory.mktemp("native")
-    checkpoint = Checkpoint.open(pico_checkpoint)
-    family = find_family(checkpoint.config, checkpoint)
-    export_text(checkpoint, family, folder / "pico.gguf", dtype="f16")
-    export_vision(checkpoint, family, folder / "mmproj-pico.gguf")
-    return folder / "pico.gguf", folder / "mmproj-pico.gguf"
+    return _export(pico_checkpoint, tmp_path_factory.mktemp("native"))
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +71,90 @@ def test_all_samples_come_back(model: Path):
 
 
 def test_sizes_are_those_of_the_tensors(model: Path):
-    tensors = gguf.GGUFReader(model).tensors
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(model).tensors}
     result = native.decode(str(model), prompt=1, generate=1, threads=1, repeat=1)
-    assert result["model_bytes"] == sum(int(tensor.n_bytes) for tensor in tensors)
-    assert result["parameters"] == sum(int(tensor.n_elements) for tensor in tensors)
+    assert result["model_bytes"] == sum(int(tensor.n_bytes) for tensor in tensors.values())
+    assert result["parameters"] == sum(int(tensor.n_elements) for tensor in tensors.values())
+    embeddings = tensors["token_embd.weight"]
+    assert "output.weight" in tensors
+    rows = int(embeddings.shape[1])
+    assert result["read_bytes"] == result["model_bytes"] - int(embeddings.n_bytes) * (rows - 1) // rows
+
+
+def test_a_tied_model_reads_its_embeddings_whole(tmp_path: Path):
+    path = _export(build_pico(tmp_path / "Pico-VL-Instruct", tied=True), tmp_path)[0]
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    result = native.decode(path, prompt=1, generate=1, threads=1, repeat=1)
+    assert "output.weight" not in tensors
+    embeddings = tensors["token_embd.weight"]
+    assert result["read_bytes"] == result["model_bytes"] + int(embeddings.n_bytes) // int(embeddings.shape[1])
+
+
+@pytest.mark.parametrize(("prompt", "cells"), [(1, 256), (300, 512)])
+def test_keys_and_values_of_every_layer_are_counted(model: Path, prompt: int, cells: int):
+    reader = gguf.GGUFReader(model)
+    fields = {name: reader.fields[f"qwen2vl.{name}"].contents() for name in ("block_count", "attention.head_count_kv")}
+    head = HIDDEN // HEADS
+    result = native.decode(model, prompt=prompt, generate=1, threads=1, repeat=1)
+    values = 2 * int(fields["block_count"]) * int(fields["attention.head_count_kv"]) * head * cells
+    assert result["kv_bytes"] == values * np.dtype(np.float16).itemsize
+
+
+def test_peak_memory_is_that_of_the_process(model: Path):
+    result = native.decode(model, prompt=1, generate=1, threads=1, repeat=1)
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert result["model_bytes"] < result["peak_memory"] <= peak
+
+
+@linux
+def test_a_pinned_decode_stays_on_its_processors(model: Path):
+    """Every thread that exists while it runs, but none of the threads that were there before."""
+    allowed = os.sched_getaffinity(0)
+    chosen = max(allowed)
+    tasks = Path("/proc/self/task")
+    before = {int(task.name) for task in tasks.iterdir()}
+    seen: dict[int, set[int]] = {}
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.wait(0.002):
+            for task in {int(task.name) for task in tasks.iterdir()} - before - {threading.get_native_id()}:
+                with contextlib.suppress(ProcessLookupError):
+                    seen[task] = os.sched_getaffinity(task)
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    native.decode(model, prompt=100, generate=50, threads=3, repeat=10, cpus=[chosen])
+    done.set()
+    looker.join()
+    pinned = [cpus for cpus in seen.values() if cpus == {chosen}]
+    assert len(pinned) >= 3
+    assert os.sched_getaffinity(0) == allowed
+    result = native.decode(model, prompt=4, generate=4, threads=1, repeat=2, cpus=sorted(allowed))
+    assert len(result["generate_ns"]) == 8
+
+
+@pytest.mark.parametrize(
+    ("cpus", "message"),
+    [
+        ([], "cpus must name at least one processor"),
+        ([-1], "cpus must be 0 to 1023, not -1"),
+        ([0, 1024], "cpus must be 0 to 1023, not 1024"),
+        ([0, 10**30], "1000000000000000000000000000000 is out of range"),
+        ([1023], "cpus names processors that this process may not use"),
+    ],
+)
+@linux
+def test_processors_that_cannot_be(model: Path, cpus: list[int], message: str):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        native.decode(model, prompt=1, generate=1, threads=1, cpus=cpus)
+    assert len(native.decode(model, prompt=1, generate=1, threads=1)["generate_ns"]) == 3
+
+
+@pytest.mark.parametrize("cpus", [0, "0", [0.5], {0}, [None], iter([0])])
+def test_processors_of_wrong_types(model: Path, cpus: object):
+    with pytest.raises(TypeError):
+        native.decode(model, prompt=1, generate=1, threads=1, cpus=cpus)
 
 
 @pytest.mark.parametrize(("prompt", "generate", "context"), [(1, 1, 256), (200, 56, 256), (200, 57, 512)])
@@ -192,7 +285,19 @@ def test_the_log_callback_is_put_back(models: tuple[Path, Path], capfd: pytest.C
     assert capfd.readouterr().err == ""
 
 
-def test_the_gil_is_released(model: Path):
+CALLS = {
+    "decode": lambda models: native.decode(models[0], prompt=100, generate=50, threads=1, repeat=20),
+    "pinned": lambda models: native.decode(
+        models[0], prompt=100, generate=50, threads=1, repeat=20, cpus=[min(os.sched_getaffinity(0))]
+    ),
+    "image": lambda models: native.image(*models, bytes(3 * 112 * 112), 112, 112, threads=1, repeat=20),
+    "kernel": lambda models: native.kernel(12, 4096, 4096, 1, threads=1, min_seconds=0.5),
+    "bandwidth": lambda models: native.bandwidth(2, min_seconds=0.5),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_gil_is_released(models: tuple[Path, Path], name: str):
     ticks: list[float] = []
     done = threading.Event()
 
@@ -203,7 +308,7 @@ def test_the_gil_is_released(model: Path):
     ticker = threading.Thread(target=tick)
     ticker.start()
     started = time.monotonic()
-    native.decode(model, prompt=100, generate=50, threads=1, repeat=20)
+    CALLS[name](models)
     ended = time.monotonic()
     done.set()
     ticker.join()
@@ -211,15 +316,29 @@ def test_the_gil_is_released(model: Path):
     assert during > (ended - started) / 0.02
 
 
-@pytest.mark.parametrize(("prompt", "generate"), [(1, 200), (200, 1)])
-def test_ctrl_c_stops_it_within_a_second(model: Path, prompt: int, generate: int):
+@pytest.mark.parametrize(
+    "call",
+    [
+        "decode(model, prompt=1, generate=200, threads=1, repeat=10000)",
+        "decode(model, prompt=200, generate=1, threads=1, repeat=10000)",
+        "decode(model, prompt=200, generate=1, threads=1, repeat=10000, cpus=[min(os.sched_getaffinity(0))])",
+        "image(model, mmproj, bytes(3 * 112 * 112), 112, 112, threads=1, repeat=10000)",
+        "kernel(12, 4096, 4096, 1, threads=1, min_seconds=3600)",
+        "kernel(18, 4096, 14336, 512, threads=1, min_seconds=3600)",
+        "kernel(0, 64, 64, 1, threads=2, min_seconds=3600)",
+        "bandwidth(2, min_seconds=3600)",
+    ],
+)
+def test_ctrl_c_stops_it_within_a_second(models: tuple[Path, Path], call: str):
     code = f"""
-import time
+import os, time
+from llama_cpp import mtmd_cpp
 from luq_gguf import bench
 native = bench.load_native()
+model, mmproj = {str(models[0])!r}, {str(models[1])!r}
 print("ready", flush=True)
 try:
-    native.decode({str(model)!r}, prompt={prompt}, generate={generate}, threads=1, repeat=10000)
+    native.{call}
 except KeyboardInterrupt:
     print(time.monotonic())
 """
@@ -234,18 +353,24 @@ except KeyboardInterrupt:
     assert child.returncode == 0
 
 
-def test_only_one_copy_of_every_library_is_mapped(model: Path):
+def test_only_one_copy_of_every_library_is_mapped(models: tuple[Path, Path]):
     code = f"""
 from pathlib import Path
-from luq_gguf.bench import measure_decode
-measure_decode(Path({str(model)!r}), prompt=4, generate=1, threads=1, repeat=1)
+from llama_cpp import mtmd_cpp
+from luq_gguf.bench import load_native, measure_decode
+model, mmproj = {str(models[0])!r}, {str(models[1])!r}
+measure_decode(Path(model), prompt=4, generate=1, threads=1, repeat=1)
+load_native().image(model, mmproj, bytes(3 * 56 * 56), 56, 56, threads=1)
+load_native().kernel(12, 256, 256, 1, threads=2, working_set=1)
 for line in open("/proc/self/maps"):
     print(line.split()[-1])
 """
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    mapped = {path for path in output.split() if Path(path).name.startswith(("libllama.", "libggml", "_native"))}
+    mapped = {
+        path for path in output.split() if Path(path).name.startswith(("libllama.", "libmtmd.", "libggml", "_native"))
+    }
     names = sorted(Path(path).name.split(".")[0] for path in mapped)
-    assert names == ["_native", "libggml", "libggml-base", "libggml-cpu", "libllama"]
+    assert names == ["_native", "libggml", "libggml-base", "libggml-cpu", "libllama", "libmtmd"]
     folders = {Path(path).parent for path in mapped if Path(path).name.startswith("lib")}
     assert folders == {Path(llama_cpp.__file__).parent / "lib"}
 
@@ -256,7 +381,7 @@ def test_alone_it_refuses_to_load():
     command = [sys.executable, "-c", "import luq_gguf._native"]
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
     assert done.returncode == 1
-    assert "ImportError: libllama" in done.stderr
+    assert re.search("ImportError: lib(llama|mtmd)", done.stderr)
 
 
 def test_modules_share_no_state():
@@ -272,23 +397,49 @@ def test_modules_share_no_state():
     assert native.__file__.endswith(".abi3.so")
 
 
-def test_the_stub_says_what_the_module_has(model: Path):
+def test_the_stub_says_what_the_module_has():
     tree = ast.parse(STUB.read_text())
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
-    constants = {node.target.id for node in tree.body if isinstance(node, ast.AnnAssign)}
+    assigned = {node.target.id for node in tree.body if isinstance(node, ast.AnnAssign)}
+    constants = {name for name in assigned if not name.startswith("_")}
     real = {name for name, node in classes.items() if not node.decorator_list}
     public = {name for name in dir(native) if not name.startswith("__")}
     assert public == set(functions) | constants | real
     assert issubclass(native.DecodeError, RuntimeError)
-    arguments = functions["decode"].args
-    signature = inspect.signature(native.decode)
-    assert [argument.arg for argument in (*arguments.args, *arguments.kwonlyargs)] == list(signature.parameters)
-    keyword_only = {name for name, one in signature.parameters.items() if one.kind is one.KEYWORD_ONLY}
-    assert keyword_only == {argument.arg for argument in arguments.kwonlyargs}
-    assert ast.literal_eval(arguments.kw_defaults[-1]) == signature.parameters["repeat"].default
-    result = native.decode(model, prompt=1, generate=1, threads=1)
-    assert len(result["prompt_ns"]) == signature.parameters["repeat"].default
-    stubbed = {item.target.id: ast.unparse(item.annotation) for item in classes["DecodeResult"].body}
-    kinds = {name: "int" if isinstance(value, int) else "list[int]" for name, value in result.items()}
-    assert kinds == stubbed
+    for name, node in functions.items():
+        assert _stubbed_parameters(node) == _real_parameters(getattr(native, name))
+
+
+def _stubbed_parameters(node: ast.FunctionDef) -> dict[str, tuple[bool, object]]:
+    """Whether each parameter goes by its name only, and its default."""
+    arguments = node.args
+    assert not arguments.defaults
+    plain = {argument.arg: (False, inspect.Parameter.empty) for argument in arguments.args}
+    named = {
+        argument.arg: (True, ast.literal_eval(default) if default else inspect.Parameter.empty)
+        for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    }
+    return plain | named
+
+
+def _real_parameters(function: Callable[..., object]) -> dict[str, tuple[bool, object]]:
+    parameters = inspect.signature(function).parameters
+    return {name: (one.kind is one.KEYWORD_ONLY, one.default) for name, one in parameters.items()}
+
+
+def test_the_stub_says_what_comes_back(models: tuple[Path, Path]):
+    tree = ast.parse(STUB.read_text())
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    results = {
+        "DecodeResult": native.decode(models[0], prompt=1, generate=1, threads=1),
+        "ImageResult": native.image(*models, bytes(3 * 56 * 56), 56, 56, threads=1),
+        "KernelResult": native.kernel(0, 64, 64, 1, threads=1, working_set=1),
+        "BandwidthResult": native.bandwidth(1, bytes=1),
+    }
+    assert len(results["DecodeResult"]["prompt_ns"]) == 3
+    assert len(results["ImageResult"]["prompt_ns"]) == 1
+    for name, result in results.items():
+        stubbed = {item.target.id: ast.unparse(item.annotation) for item in classes[name].body}
+        kinds = {key: "list[int]" if isinstance(value, list) else type(value).__name__ for key, value in result.items()}
+        assert kinds == stubbed

@@ -21,10 +21,11 @@ def test_find_llama_cpp_names_what_is_installed():
     import llama_cpp
 
     output = subprocess.check_output([sys.executable, FIND], text=True)
-    version, include, llama, base = output.split(";")
+    version, include, *libraries = output.split(";")
     assert version == llama_cpp.__version__
     assert (Path(include) / "llama.h").is_file()
-    assert Path(llama).parent == Path(base).parent == Path(llama_cpp.__file__).parent / "lib"
+    assert {Path(library).parent for library in libraries} == {Path(llama_cpp.__file__).parent / "lib"}
+    assert [Path(library).stem for library in libraries] == ["libllama", "libmtmd", "libggml", "libggml-base"]
 
 
 def test_find_llama_cpp_says_what_is_missing():
@@ -34,18 +35,19 @@ def test_find_llama_cpp_says_what_is_missing():
 
 
 @pytest.mark.slow
-def test_the_core_under_sanitizers(pico_checkpoint: Path, tmp_path: Path):
+@pytest.mark.parametrize("driver", ["decode_driver", "bench_driver"])
+def test_the_core_under_sanitizers(pico_checkpoint: Path, tmp_path: Path, driver: str):
     checkpoint = Checkpoint.open(pico_checkpoint)
     family = find_family(checkpoint.config, checkpoint)
     export_text(checkpoint, family, tmp_path / "pico.gguf", dtype="f16")
     export_vision(checkpoint, family, tmp_path / "mmproj.gguf")
-    _, include, llama, base = subprocess.check_output([sys.executable, FIND], text=True).split(";")
-    sources = [ROOT / "native" / "luq_decode.c", ROOT / "native" / "luq_log.c", ROOT / "tests/native/decode_driver.c"]
+    _, include, *libraries = subprocess.check_output([sys.executable, FIND], text=True).split(";")
+    sources = [*sorted((ROOT / "native").glob("luq_*.c")), ROOT / f"tests/native/{driver}.c"]
     warnings = ("-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion", "-Werror")
     sanitizers = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
     subprocess.run(
         ["cc", "-std=c11", "-D_POSIX_C_SOURCE=200809L", "-g", "-O1", *warnings, *sanitizers, "-I", ROOT / "native",
-         "-isystem", include, *sources, llama, base, "-pthread", "-o", tmp_path / "driver"],
+         "-isystem", include, *sources, *libraries, "-pthread", "-o", tmp_path / "driver"],
         check=True,
     )  # fmt: skip
     # llama.cpp's thread pool of OpenMP lives as long as the process, so its few blocks are no leak.
@@ -53,7 +55,7 @@ def test_the_core_under_sanitizers(pico_checkpoint: Path, tmp_path: Path):
     suppressions.write_text("leak:libgomp\n")
     environment = {
         **os.environ,
-        "LD_LIBRARY_PATH": str(Path(llama).parent),
+        "LD_LIBRARY_PATH": str(Path(libraries[0]).parent),
         "ASAN_OPTIONS": "detect_leaks=1",
         "LSAN_OPTIONS": f"suppressions={suppressions}:print_suppressions=0",
     }

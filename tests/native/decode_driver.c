@@ -50,8 +50,8 @@ int main(int count, char **arguments) {
         {good, {.prompt = 100000, .generate = 4, .threads = 1, .repeat = 1}, LUQ_BAD_ARGUMENT, "at most", 0},
         {vision, {.prompt = 8, .generate = 4, .threads = 1, .repeat = 2}, LUQ_CANNOT_LOAD, "CLIP", 0},
         {"/nowhere", {.prompt = 8, .generate = 4, .threads = 1, .repeat = 2}, LUQ_CANNOT_LOAD, "No such file", 0},
-        {good, {200, 1, 1, 10000, at_once, &asked[0]}, LUQ_INTERRUPTED, "", 0},
-        {good, {1, 200, 1, 10000, on_third, &asked[1]}, LUQ_INTERRUPTED, "", 0},
+        {good, {200, 1, 1, 10000, at_once, &asked[0], NULL, 0}, LUQ_INTERRUPTED, "", 0},
+        {good, {1, 200, 1, 10000, on_third, &asked[1], NULL, 0}, LUQ_INTERRUPTED, "", 0},
     };
     const size_t jobs_count = sizeof jobs / sizeof jobs[0];
     int failed = 0;

@@ -1,0 +1,85 @@
+"""Profiles of this CPU: measured, though shortly; kept where predictions look, shown, and refused where broken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from gguf import GGMLQuantizationType as Q
+
+from luq_gguf import profile as profiling
+from luq_gguf.cli.speed import parse_threads
+from luq_gguf.errors import RequestError
+from luq_gguf.processors import cpu_name
+from luq_gguf.profile import keep_profile, load_profile, measure_profile, profile_path
+from luq_gguf.speed import Profile
+from tests.hostile import run
+
+FEW_TYPES = (Q.Q4_K, Q.Q6_K, Q.F16)
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Few types, small matrices, a cache folder of its own."""
+    for name, value in {
+        "TYPES": FEW_TYPES, "ROWS": 256, "COLUMNS": 512, "SECONDS": 0.01, "GENERATED": 4, "PROMPT": 16,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(profiling, name, value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def test_a_measured_profile_has_every_type_and_number_of_threads(short: Path) -> None:
+    steps: list[tuple[str, int, int]] = []
+    found = measure_profile((2, 1), lambda *step: steps.append(step))
+    assert found.cpu == cpu_name() != "unknown"
+    assert found.threads == (1, 2)
+    assert set(found.rates) == {kind.name for kind in FEW_TYPES}
+    for by_threads in found.rates.values():
+        assert set(by_threads) == {1, 2}
+        assert all(0 < rates.prompt < 1000 and 0 < rates.generate < 1000 for rates in by_threads.values())
+    assert all(1e8 < speed < 1e13 for speed in found.bandwidth.values())
+    assert found.prompt == 16
+    assert [step for step in steps if step[1] == step[2]], "it never says that it is done"
+
+
+def test_a_kept_profile_is_found_again(short: Path) -> None:
+    assert load_profile() is None
+    found = measure_profile((1,))
+    path = keep_profile(found)
+    assert path == profile_path(found.cpu, found.llama_cpp)
+    assert path.is_relative_to(short / "cache")
+    assert load_profile() == load_profile(path) == found
+    elsewhere = keep_profile(found, short / "given" / "profile.json")
+    assert load_profile(elsewhere) == found
+
+
+def test_profiles_of_other_processors_and_versions_have_other_names() -> None:
+    paths = {profile_path(cpu, version) for cpu in ("One (R) 3", "One (R) 4") for version in ("0.3.36", "0.3.37")}
+    assert len(paths) == 4
+    assert all(path.name.isascii() and "/" not in path.name for path in paths)
+
+
+def test_the_command_measures_keeps_and_shows(short: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    picture, target = short / "rates.png", short / "mine.json"
+    code, out, err = run(capfd, "profile", "--threads", "1", "--out", target, "--plot", picture)
+    assert code == 0, err
+    assert "Gweights/s" in out
+    assert f"wrote {target}" in out
+    assert "1 threads: memory reads" in out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert load_profile(target) is not None
+    code, out, err = run(capfd, "profile", "--threads", "1", "--out", target, "--json")
+    assert code == 0, err
+    assert Profile.model_validate_json(out) == load_profile(target)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1,x", "513", "1.5"])
+def test_numbers_of_threads_that_cannot_be(text: str) -> None:
+    with pytest.raises(RequestError, match="--threads is"):
+        parse_threads(text)
+
+
+def test_numbers_of_threads() -> None:
+    assert parse_threads("") == ()
+    assert parse_threads("1, 2,4") == (1, 2, 4)
