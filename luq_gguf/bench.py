@@ -211,7 +211,7 @@ def require_memory(paths: Sequence[Path], mmproj: Path | None = None) -> None:
         if needed > free:
             raise RequestError(
                 f"{path} needs {needed:,} bytes of memory, {free:,} bytes are free",
-                hint="close other programs, take a smaller file, or measure with the disk in it by --force",
+                hint="close other programs, take a smaller file, or read it from the disk over and over with --force",
             )
 
 

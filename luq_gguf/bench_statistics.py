@@ -1,7 +1,7 @@
 """Medians with their intervals, and ratios with a verdict, from few samples and without assuming a distribution.
 
-Pure. A sample is one round: within a round times depend on each other, so rounds are what is counted. Intervals are made
-of order statistics and hold the true median with at least 95 %, or say what they hold it with where rounds are too few.
+Pure. A sample is one round: within a round times depend on each other, so rounds are what is counted. Intervals are
+made of order statistics and hold the true median with at least 95 %, or say with what where rounds are too few.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def paired_ratio(first: Sequence[float], other: Sequence[float]) -> Interval:
 
 
 def unpaired_ratio(first: Sequence[float], other: Sequence[float]) -> Interval:
-    """`other` / `first`, of samples that were taken apart: Hodges and Lehmann's estimate, with Mann and Whitney's ranks.
+    """`other` / `first`, of samples taken apart: Hodges and Lehmann's estimate, with Mann and Whitney's ranks.
 
     Holds where both have the same spread in proportion to their size.
     """

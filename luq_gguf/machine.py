@@ -1,6 +1,6 @@
 """Facts about this machine that speeds depend on: processor, cores, vector instructions, memory, governor, system.
 
-Takes what Linux tells in /proc and /sys, gives a record; what a system does not tell is None or empty. Measures nothing.
+Takes what Linux tells in /proc and /sys, gives a record; what a system does not tell is None or empty.
 """
 
 from __future__ import annotations
