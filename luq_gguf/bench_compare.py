@@ -17,7 +17,7 @@ from luq_gguf.errors import RequestError
 
 @dataclass(frozen=True)
 class Change:
-    """One phase of one file in both records: tokens a second, and the new rate against the old one."""
+    """One phase of one file in both records: tokens a second, the new rate against the old one, and what that says."""
 
     file: str
     sha256: str
@@ -26,11 +26,7 @@ class Change:
     old: Interval
     new: Interval
     ratio: Interval
-
-    @property
-    def verdict(self) -> str:
-        """What the ratio says of the new record."""
-        return verdict(self.ratio)
+    verdict: str
 
 
 @dataclass(frozen=True)
@@ -99,6 +95,7 @@ def _changes(old: BenchRecord, new: BenchRecord, threads: int) -> Iterator[Chang
         seen.add(file.sha256)
         for before, after in zip(_timed(old, run), _timed(new, runs[file.sha256]), strict=True):
             rates = tokens_per_second(before), tokens_per_second(after)
+            ratio = unpaired_ratio(*rates)
             yield Change(
                 file=file.name,
                 sha256=file.sha256,
@@ -106,7 +103,8 @@ def _changes(old: BenchRecord, new: BenchRecord, threads: int) -> Iterator[Chang
                 phase=before.phase,
                 old=median_interval(rates[0]),
                 new=median_interval(rates[1]),
-                ratio=unpaired_ratio(*rates),
+                ratio=ratio,
+                verdict=verdict(ratio),
             )
 
 

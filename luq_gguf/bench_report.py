@@ -15,7 +15,7 @@ from pathlib import Path
 from luq_gguf.artifacts import atomic_path
 from luq_gguf.bench_record import BenchRecord
 from luq_gguf.bench_results import ENCODING, GENERATION, IMAGE, PROMPT, Speed, bandwidth_rate, speeds
-from luq_gguf.bench_statistics import LEAST_ROUNDS, Interval, verdict
+from luq_gguf.bench_statistics import CONFIDENCE, LEAST_ROUNDS, Interval, verdict
 from luq_gguf.errors import RequestError
 from luq_gguf.machine import Machine
 
@@ -149,7 +149,8 @@ def rate_cell(rate: Interval) -> str:
 def _speed_table(record: BenchRecord, found: Sequence[Speed]) -> Table:
     labels, first = record.labels(), found[0]
     whole = first.phase in (ENCODING, IMAGE)
-    columns = ["file", "tokens/s", "95 % interval", "ms/image" if whole else "ms/token"]
+    span = "95 % interval" if first.rate.confidence >= CONFIDENCE else "range of rounds"
+    columns = ["file", "tokens/s", span, "ms/image" if whole else "ms/token"]
     generation = first.phase == GENERATION
     rows = []
     for speed in found:
@@ -188,8 +189,8 @@ def _notes(record: BenchRecord, found: Sequence[Speed]) -> list[str]:
     if asked.rounds < LEAST_ROUNDS:
         confidence = found[0].rate.confidence
         lines.append(
-            f"{asked.rounds} rounds: the intervals hold with {100 * confidence:.0f} %, not 95 %; "
-            f"take {LEAST_ROUNDS} or more (--repeat)"
+            f"{asked.rounds} rounds: the median lies within their range with {100 * confidence:.0f} %; "
+            f"for 95 % take {LEAST_ROUNDS} or more (--repeat)"
         )
     if any(speed.share is not None and speed.share > 1 for speed in found):
         lines.append("above 100 % of the memory's bandwidth: those weights fit into the processor's cache")
