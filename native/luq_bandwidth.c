@@ -155,7 +155,8 @@ static luq_status run_crew(luq_crew *crew, luq_reader *readers, const luq_bandwi
     }
     const luq_status status =
         code == 0 ? run_passes(readers, request, result)
-                  : luq_fail(result->error, LUQ_CANNOT_RUN, "cannot start %zu threads: %s", crew->threads, strerror(code));
+                  : luq_fail(result->error, LUQ_CANNOT_RUN, "cannot start %zu threads: %s", crew->threads,
+                             strerror(code));
     quit(crew);
     for (size_t i = 1; i < started; i++) {
         pthread_join(readers[i].thread, NULL);
@@ -196,7 +197,7 @@ luq_status luq_bandwidth(const luq_bandwidth_request *request, luq_bandwidth_res
     luq_reader *readers = calloc(crew.threads, sizeof *readers);
     status = crew.words != NULL && readers != NULL
                  ? run_crew(&crew, readers, request, result)
-                 : luq_fail(result->error, LUQ_NO_MEMORY, "no memory for %llu bytes", (unsigned long long)result->bytes);
+                 : luq_fail(result->error, LUQ_NO_MEMORY, "no memory to read");
     luq_unmap_memory(crew.words, (size_t)result->bytes);
     free(readers);
     return crew.watch.stop ? LUQ_INTERRUPTED : status;

@@ -51,7 +51,7 @@ luq_watch luq_watch_start(luq_interrupted interrupted, void *data);
 
 bool luq_should_stop(luq_watch *watch);
 
-/* ggml's abort callback, with a luq_watch as its data: ggml calls it between graph nodes on the thread that computes. */
+/* ggml's abort callback, with a luq_watch as its data: called between graph nodes, on the thread that computes. */
 bool luq_on_node(void *watch);
 
 /* Write one line to an error of LUQ_ERROR_BYTES; returns `status`. */

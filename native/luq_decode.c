@@ -11,7 +11,7 @@
 #include "luq_model.h"
 
 enum {
-    STRIDE = 16, /* graph nodes between two looks at the clock in a single-token decode, so that looking costs nothing */
+    STRIDE = 16, /* graph nodes between two looks at the clock in a single-token decode: so looking costs nothing */
 };
 
 typedef struct {

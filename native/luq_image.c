@@ -24,7 +24,7 @@ typedef struct {
     struct mtmd_input_chunks *chunks; /* the image, and what the model wants around it */
     int64_t batch;                    /* tokens of the largest chunk */
     int64_t work;                     /* products since the vision part's graph was cut */
-    bool all_at_once;                 /* the tokens of an image see each other, so that they must be computed together */
+    bool all_at_once; /* the tokens of an image see each other, so that they must be computed together */
 } luq_session;
 
 static luq_status check_request(const luq_image_request *request, char *error) {
@@ -108,7 +108,8 @@ static luq_status make_chunks(luq_session *session) {
     const int code = mtmd_tokenize(session->vision, session->chunks, &text, bitmaps, 1);
     mtmd_bitmap_free(bitmap);
     if (code != 0) {
-        return luq_model_fail(&session->text, LUQ_CANNOT_RUN, "llama.cpp cannot prepare the image for", session->mmproj);
+        return luq_model_fail(&session->text, LUQ_CANNOT_RUN, "llama.cpp cannot prepare the image for",
+                              session->mmproj);
     }
     for (size_t i = 0; i < mtmd_input_chunks_size(session->chunks); i++) {
         const struct mtmd_input_chunk *chunk = mtmd_input_chunks_get(session->chunks, i);
@@ -207,7 +208,8 @@ static void clean_up(luq_session *session) {
     luq_model_close(&session->text);
 }
 
-luq_status luq_image(const char *model, const char *mmproj, const luq_image_request *request, luq_image_result *result) {
+luq_status luq_image(const char *model, const char *mmproj, const luq_image_request *request,
+                     luq_image_result *result) {
     memset(result, 0, sizeof *result);
     luq_status status = check_request(request, result->error);
     if (status == LUQ_OK) {

@@ -13,13 +13,13 @@
 #include "luq_machine.h"
 
 enum {
-    SAMPLE_WEIGHTS = 1 << 14,   /* quantized weights that are repeated all over the matrices; whole blocks of any type */
-    SLICE_WEIGHTS = 1 << 26,    /* of one tensor: what is filled without asking whether to stop */
-    SLICE_STEP = 64,            /* rows that any rearrangement of llama.cpp takes whole */
-    SLICE_WORK = 1000000000,    /* products that a thread computes without asking whether to stop */
-    LARGE_NODE = 100000000,     /* products of a graph node after which the clock is looked at every time */
-    STRIDE = 16,
-    PROBE_BATCH = 512,          /* what llama.cpp asks for when it chooses a buffer type */
+    SAMPLE_WEIGHTS = 1 << 14, /* that are repeated all over the matrices; whole blocks of any type */
+    SLICE_WEIGHTS = 1 << 26,  /* of one tensor: what is filled without asking whether to stop */
+    SLICE_STEP = 64,          /* rows that any rearrangement of llama.cpp takes whole */
+    SLICE_WORK = 1000000000,  /* products that a thread computes without asking whether to stop */
+    LARGE_NODE = 100000000,   /* products of a graph node after which the clock is looked at every time */
+    STRIDE = 16,              /* nodes between two looks otherwise */
+    PROBE_BATCH = 512,        /* what llama.cpp asks for when it chooses a buffer type */
 };
 
 /* A matrix is cut by rows into slices, tensors of their own, because ggml can be stopped only between them. */
@@ -324,7 +324,8 @@ static luq_status make_weights(luq_bench *bench) {
     const int64_t matrices = (int64_t)bench->result->matrices;
     bench->weights = new_context((size_t)(matrices * bench->slices), 0);
     for (int64_t i = 0; i < matrices * bench->slices; i++) {
-        ggml_new_tensor_2d(bench->weights, bench->type, bench->request->columns, rows_of_slice(bench, i % bench->slices));
+        ggml_new_tensor_2d(bench->weights, bench->type, bench->request->columns,
+                           rows_of_slice(bench, i % bench->slices));
     }
     const luq_status status = allocate_weights(bench);
     if (status != LUQ_OK) {

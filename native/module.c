@@ -210,8 +210,8 @@ static PyObject *image(PyObject *module, PyObject *args, PyObject *kwargs) {
 PyDoc_STRVAR(kernel_doc,
              "kernel($module, /, type, rows, columns, batch, *, threads, min_seconds=0.2, working_set=0)\n--\n\n"
              "Time multiplying a weight matrix of a ggml type by `batch` columns of activations on this CPU.\n\n"
-             "Copies of the matrix, `working_set` bytes of them (0: more than the caches hold; `batch` times fewer for\n"
-             "larger batches), are used in turn, in the arrangement that llama.cpp gives them when it loads a model.\n"
+             "Copies of the matrix, `working_set` bytes of them (0: more than the caches hold; `batch` times fewer\n"
+             "for larger batches), are used in turn, arranged as llama.cpp does it when it loads a model.\n"
              "Every sample is nanoseconds for one matrix; they are taken for `min_seconds`, three at least. The GIL\n"
              "is released; Ctrl-C works. Raises ValueError for types and numbers that cannot be, and for matrices\n"
              "that need more memory than is free.");
