@@ -10,6 +10,9 @@ import typer
 
 from luq_gguf import __version__
 from luq_gguf.cli import options
+from luq_gguf.cli.bench import BenchCommand
+from luq_gguf.cli.bench import bench as bench_command
+from luq_gguf.cli.bench import bench_compare as bench_compare_command
 from luq_gguf.cli.calib import calib as calib_commands
 from luq_gguf.cli.progress import show_progress
 from luq_gguf.cli.speed import profile as profile_command
@@ -26,6 +29,8 @@ app = typer.Typer(
 
 app.add_typer(calib_commands, name="calib")
 app.command()(profile_command)
+app.command(cls=BenchCommand)(bench_command)
+app.command()(bench_compare_command)
 
 
 def _print(text: str) -> None:
@@ -343,31 +348,6 @@ def unbundle(
 
     for path in split(file, out):
         _print(f"wrote {path} ({path.stat().st_size:,} bytes)")
-
-
-@app.command()
-def bench(
-    files: Annotated[list[Path], typer.Argument(help="GGUF files.")],
-    prompt: Annotated[int, typer.Option("--prompt", min=1, help="Tokens of the prompt.")] = 128,
-    generate: Annotated[int, typer.Option("--generate", min=1, help="Tokens decoded one at a time.")] = 32,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Interleaved rounds.")] = 3,
-    threads: options.Threads = 0,
-    as_json: options.Json = False,
-    debug: options.Debug = False,
-) -> None:
-    """Measure tokens per second of GGUF files on this CPU, in turn.
-
-    Example: luq-gguf bench model-LUQ.gguf model-Q4_K_M.gguf --threads 4
-    """
-    from dataclasses import asdict
-
-    from luq_gguf.bench import format_bench, measure_files
-
-    samples = measure_files(files, prompt=prompt, generate=generate, threads=threads or None, repeat=rounds)
-    if as_json:
-        _print_json([asdict(sample) for sample in samples])
-    else:
-        _print(format_bench(samples))
 
 
 @app.command()
