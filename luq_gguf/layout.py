@@ -178,6 +178,8 @@ def layout_of_config(folder: Path, settings: Settings, dataset: str) -> tuple[Fa
     checkpoint = Checkpoint(folder, read_config(folder), {}, "")
     family = find_family(checkpoint.config)
     has_tokenizer = checkpoint.side_file("tokenizer.json") is not None
+    if has_tokenizer:
+        family.read_tokenizer_kind(checkpoint)
     with tempfile.TemporaryDirectory(prefix="luq-gguf-") as scratch:
         header = Path(scratch) / HEADER
         write_header_only(checkpoint, family, header, dtype="f16", tokenizer=has_tokenizer)

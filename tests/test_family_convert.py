@@ -109,3 +109,18 @@ def test_a_square_image_has_the_tokens_it_has(tmp_path: Path, capfd: pytest.Capt
     code, _, err = run(capfd, *shown, "--image-max-tokens", 100)
     assert code == 2
     assert "an image of this model always has 576 tokens, 100 are allowed; leave --image-max-tokens out" in err
+
+
+def test_a_llama_of_either_tokenizer_has_a_table_of_sizes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """`plan MODEL` reads the tokenizer where it is there; SentencePiece's is not what the class assumes."""
+    for family, vocabulary in (("llama", "llama"), ("llama", "llava-1.5")):
+        model = build_family(tmp_path / vocabulary, family)
+        other = build_family(tmp_path / f"{vocabulary}-tokenizer", vocabulary)
+        config = json.loads((model / "config.json").read_text())
+        config["vocab_size"] = json.loads((other / "config.json").read_text()).get("vocab_size", 512)
+        (model / "config.json").write_text(json.dumps(config))
+        for path in other.glob("*token*"):
+            (model / path.name).write_bytes(path.read_bytes())
+        code, out, err = run(capfd, "plan", model, "--json")
+        assert code == 0, err
+        assert not any("without tokenizer.json" in note for note in json.loads(out)["notes"])

@@ -22,7 +22,7 @@ from luq_gguf.families import find_family
 from tests.picos import build_family
 
 assert mtmd_cpp  # loads libmtmd, which the native module uses
-native = bench._load_native()
+native = bench.load_native()
 Types = gguf.GGMLQuantizationType
 NO_WEIGHTS = {Types.Q8_1, Types.Q8_K, Types.I8, Types.I16, Types.I32, Types.I64, Types.F64}
 WEIGHTS = [one for one in Types if one not in NO_WEIGHTS]
@@ -249,7 +249,7 @@ from llama_cpp import llama_cpp as llama, mtmd_cpp
 from luq_gguf import bench
 collect = llama.llama_log_callback(lambda level, text, data: print(text.decode(), end=""))
 llama.llama_log_set(collect, None)
-n = bench._load_native()
+n = bench.load_native()
 model = llama.llama_model_load_from_file({path[1].encode()!r}, llama.llama_model_default_params())
 params = llama.llama_context_default_params()
 params.n_ctx, params.n_batch = 512, 300
@@ -368,7 +368,7 @@ from luq_gguf import bench
 lines = []
 collect = llama.llama_log_callback(lambda level, text, data: lines.append(text))
 llama.llama_log_set(collect, None)
-bench._load_native().image({str(models[0])!r}, {str(models[1])!r}, bytes(3 * 56 * 56), 56, 56, threads=1)
+bench.load_native().image({str(models[0])!r}, {str(models[1])!r}, bytes(3 * 56 * 56), 56, 56, threads=1)
 assert not lines
 model = llama.llama_model_load_from_file({str(models[0]).encode()!r}, llama.llama_model_default_params())
 lines.clear()

@@ -170,6 +170,10 @@ class Family(ABC):
         """All metadata of the text GGUF, `general.architecture` first."""
 
     @abstractmethod
+    def read_tokenizer_kind(self, checkpoint: Checkpoint) -> None:
+        """Take from the checkpoint's tokenizer what differs within the family; found so where a checkpoint is given."""
+
+    @abstractmethod
     def add_sizes(self, writer: gguf.GGUFWriter) -> None:
         """Add the keys of the architecture: sizes and rotary positions."""
 

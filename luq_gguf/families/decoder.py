@@ -228,6 +228,9 @@ class DecoderFamily(Family):
         if sizes["rope_type"] == "yarn":
             writer.add_rope_scaling_orig_ctx_len(sizes["rope_context"])
 
+    def read_tokenizer_kind(self, checkpoint: Checkpoint) -> None:
+        """Take from the checkpoint's tokenizer what differs within the family: here nothing does."""
+
     def add_tokenizer(self, writer: gguf.GGUFWriter, checkpoint: Checkpoint) -> None:
         """Add the vocabulary with its special tokens and the chat template."""
         assert self.tokenizer_pattern is not None
