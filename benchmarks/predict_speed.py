@@ -86,9 +86,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--generate", type=int, default=32)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--threads", type=int, nargs="+", default=(), help="default: one and all cores")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    profile = measure_profile()
+    profile = measure_profile(options.threads)
     print(profile.model_dump_json(indent=1), flush=True)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as work:
