@@ -269,7 +269,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "command",
     ["convert", "analyze", "imatrix", "plan", "export", "quantize", "verify", "ask", "bundle", "unbundle", "bench",
-     "demo"],
+     "bench-compare", "profile", "demo"],
 )  # fmt: skip
 def test_every_command_has_help_with_an_example(command: str) -> None:
     done = run(command, "--help")
