@@ -18,6 +18,7 @@ from typing import Any
 
 from benchmarks.shape_gguf import types_of
 from luq_gguf.bench import measure_decode
+from luq_gguf.bench_statistics import paired_ratio
 from luq_gguf.manifest import versions
 from luq_gguf.random_gguf import write_random_gguf
 from tests.stock import BENCH, StockTools, prepare_stock_tools
@@ -47,18 +48,21 @@ def ours(path: Path, prompt: int, generate: int, threads: int, repeat: int) -> d
 
 
 def compare(tools: StockTools, path: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Medians of both over all rounds, and how far ours is from theirs in percent."""
+    """Medians of both over all rounds, and how far ours is from theirs in percent, round by round."""
     found: dict[str, dict[str, list[float]]] = {who: {"prompt": [], "generate": []} for who in ("ours", "theirs")}
     numbers = (path, options.prompt, options.generate, options.threads, options.repeat)
-    for _ in range(options.rounds):
-        for who, rates in (("theirs", theirs(tools, *numbers)), ("ours", ours(*numbers))):
-            for what, samples in rates.items():
-                found[who][what] += samples
+    measures = {"theirs": lambda: theirs(tools, *numbers), "ours": lambda: ours(*numbers)}
+    for number in range(options.rounds):
+        for who in sorted(measures, reverse=number % 2 == 0):
+            for what, samples in measures[who]().items():
+                found[who][what].append(statistics.median(samples))
     result: dict[str, Any] = {}
     for what in ("prompt", "generate"):
-        medians = {who: statistics.median(found[who][what]) for who in found}
-        result[what] = {who: round(rate, 3) for who, rate in medians.items()}
-        result[what]["difference_percent"] = round(100 * (medians["ours"] / medians["theirs"] - 1), 2)
+        ratio = paired_ratio(found["theirs"][what], found["ours"][what])
+        result[what] = {who: round(statistics.median(found[who][what]), 3) for who in found}
+        result[what]["difference_percent"] = round(100 * (ratio.median - 1), 2)
+        result[what]["interval_percent"] = [round(100 * (end - 1), 2) for end in (ratio.low, ratio.high)]
+        result[what]["rounds"] = {who: [round(rate, 3) for rate in found[who][what]] for who in found}
     return result
 
 
@@ -68,8 +72,8 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--generate", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--repeat", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     tools, result = prepare_stock_tools(BENCH), {}
