@@ -17,13 +17,13 @@ from typing import Any
 
 from gguf import GGMLQuantizationType as Q
 
-from benchmarks.shape_gguf import types_of
+from benchmarks.shape_gguf import matrices_of, types_of
 from luq_gguf.bench import measure_decode
 from luq_gguf.families import Family
 from luq_gguf.manifest import versions
 from luq_gguf.profile import PROMPT, measure_profile
 from luq_gguf.random_gguf import write_random_gguf
-from luq_gguf.speed import Profile, Tensor, predict
+from luq_gguf.speed import Profile, predict
 
 MODEL = "Qwen2.5-VL-7B"
 LAYERS = 3
@@ -52,8 +52,7 @@ def compare(
 ) -> list[dict[str, Any]]:
     """Predicted and measured tokens a second, by threads and by what is decoded."""
     path = write_random_gguf(work / "mix.gguf", family, types, layers=LAYERS)
-    kept = [t for t in family.text_tensors() if not t.name.startswith("blk.") or int(t.name.split(".")[1]) < LAYERS]
-    matrices = [Tensor(t.name, tuple(reversed(t.shape)), types[t.name].name) for t in kept if len(t.shape) > 1]
+    matrices = matrices_of(family, types, LAYERS)
     rows = []
     for threads in profile.threads:
         expected = predict(matrices, profile, threads)

@@ -15,13 +15,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.shape_gguf import types_of
+from benchmarks.shape_gguf import matrices_of, types_of
 from luq_gguf.bench import measure_decode
 from luq_gguf.manifest import versions
 from luq_gguf.processors import cpu_name
 from luq_gguf.profile import load_profile
 from luq_gguf.random_gguf import write_random_gguf
-from luq_gguf.speed import Tensor, predict
+from luq_gguf.speed import predict
 
 MODEL = "Qwen2.5-VL-7B"
 PLANS = (
@@ -48,11 +48,7 @@ def main() -> None:
         for high, low, count in (*PLANS, *((LARGE,) if options.f16 else ())):
             family, types = types_of(MODEL, high, low, count)
             path = write_random_gguf(Path(work) / "model.gguf", family, types)
-            matrices = [
-                Tensor(tensor.name, tuple(reversed(tensor.shape)), types[tensor.name].name)
-                for tensor in family.text_tensors()
-                if len(tensor.shape) > 1
-            ]
+            matrices = matrices_of(family, types)
             for threads in options.threads:
                 samples = measure_decode(
                     path, prompt=options.prompt, generate=options.generate, threads=threads, repeat=options.repeat

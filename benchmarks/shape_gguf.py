@@ -1,8 +1,8 @@
 """Write a GGUF of the exact shapes of a published model with random blocks in the types of a plan.
 
-python -m benchmarks.shape_gguf Qwen2.5-VL-7B --out /tmp/q4.gguf
-python -m benchmarks.shape_gguf Qwen2.5-VL-7B --low-layers 12 --low-type IQ1_M --out /tmp/luq12.gguf
-python -m benchmarks.shape_gguf Qwen2.5-VL-7B --layers 2 --high-type F16 --out /tmp/two-layers.gguf
+python -m benchmarks.shape_gguf Qwen2.5-VL-7B --out q4.gguf
+python -m benchmarks.shape_gguf Qwen2.5-VL-7B --low-layers 12 --low-type IQ1_M --out luq12.gguf
+python -m benchmarks.shape_gguf Qwen2.5-VL-7B --layers 2 --high-type F16 --out two-layers.gguf
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from gguf import GGMLQuantizationType as Q
 from luq_gguf.families import Family, find_family
 from luq_gguf.job import Settings
 from luq_gguf.layout import layout_of_config
-from luq_gguf.plan import Budget, choose_order
+from luq_gguf.plan import Budget, choose_order, layer_of
 from luq_gguf.random_gguf import write_random_gguf
+from luq_gguf.speed import Tensor
 from tests.published import PUBLISHED
 
 FLOATS = ("F32", "F16", "BF16")
@@ -39,6 +40,16 @@ def types_of(model: str, high_type: str, low_type: str, low_layers: int) -> tupl
     order = REPORTED if len(REPORTED) == family.layers else choose_order(None, "depth", family.layers)
     plan = layout.plan(order, "depth", Budget(low_layers=low_layers), strict=False)
     return family, {name: Q[kind] for name, kind in plan.types.items()}
+
+
+def matrices_of(family: Family, types: dict[str, Q], layers: int | None = None) -> list[Tensor]:
+    """What `speed.predict` takes: the matrices of the whole text model, or of that with only so many layers."""
+    count = family.layers if layers is None else layers
+    return [
+        Tensor(tensor.name, tuple(reversed(tensor.shape)), types[tensor.name].name)
+        for tensor in family.text_tensors()
+        if len(tensor.shape) > 1 and (layer_of(tensor.name) or 0) < count
+    ]
 
 
 def main() -> None:

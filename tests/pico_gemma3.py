@@ -20,6 +20,7 @@ from tests.pico_sentencepiece import (
     sentence_pieces,
 )
 from tests.pico_shapes import Decoder, Shapes, decoder_shapes, encoder_shapes, with_bias
+from tests.published import GEMMA3_4B
 
 NORMS = ("input_layernorm", "post_attention_layernorm", "post_feedforward_layernorm", "pre_feedforward_layernorm")
 TEXT = Decoder(heads=8, qk_norm=True, norms=NORMS)
@@ -61,37 +62,6 @@ CHAT_TEMPLATE = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ '<start_of_turn>model\n' }}{%- endif -%}"
 )
-SPARSE_4B: dict[str, Any] = {
-    "architectures": ["Gemma3ForConditionalGeneration"],
-    "boi_token_index": 255999,
-    "eoi_token_index": 256000,
-    "eos_token_id": [1, 106],
-    "image_token_index": 262144,
-    "initializer_range": 0.02,
-    "mm_tokens_per_image": 256,
-    "model_type": "gemma3",
-    "text_config": {
-        "hidden_size": 2560,
-        "intermediate_size": 10240,
-        "model_type": "gemma3_text",
-        "num_hidden_layers": 34,
-        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
-        "sliding_window": 1024,
-    },
-    "torch_dtype": "bfloat16",
-    "transformers_version": "4.50.0.dev0",
-    "vision_config": {
-        "hidden_size": 1152,
-        "image_size": 896,
-        "intermediate_size": 4304,
-        "model_type": "siglip_vision_model",
-        "num_attention_heads": 16,
-        "num_hidden_layers": 27,
-        "patch_size": 14,
-        "vision_use_head": False,
-    },
-}
-"""The hub's config.json of the 4B model: what its text_config does not name is as Gemma3TextConfig has it."""
 
 
 def build_gemma3(folder: Path, *, dtype: str = "bf16", shards: int = 1, seed: int = 0, layers: int = 6) -> Path:
@@ -137,7 +107,7 @@ def gemma3_shapes(layers: int) -> Shapes:
 
 def gemma3_config(pieces: int, layers: int, dtype: str) -> dict[str, Any]:
     """The hub's `config.json`, with the sizes that it leaves out."""
-    text = SPARSE_4B["text_config"] | {
+    text = GEMMA3_4B["text_config"] | {
         "head_dim": TEXT.head,
         "hidden_size": TEXT.hidden,
         "intermediate_size": TEXT.ffn,
@@ -153,7 +123,7 @@ def gemma3_config(pieces: int, layers: int, dtype: str) -> dict[str, Any]:
         "sliding_window_pattern": 6,
         "vocab_size": TEXT.vocabulary,
     }
-    vision = SPARSE_4B["vision_config"] | {
+    vision = GEMMA3_4B["vision_config"] | {
         "hidden_size": VISION_HIDDEN,
         "image_size": IMAGE_SIZE,
         "intermediate_size": VISION_FFN,
@@ -161,7 +131,7 @@ def gemma3_config(pieces: int, layers: int, dtype: str) -> dict[str, Any]:
         "num_hidden_layers": VISION_DEPTH,
         "patch_size": PATCH,
     }
-    return SPARSE_4B | {
+    return GEMMA3_4B | {
         "boi_token_index": IDS["<start_of_image>"],
         "eoi_token_index": IDS["<end_of_image>"],
         "eos_token_id": [IDS["<eos>"], IDS["<end_of_turn>"]],

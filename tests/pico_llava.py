@@ -16,6 +16,7 @@ from tests.pico_sentencepiece import (
     sentence_pieces,
 )
 from tests.pico_shapes import Decoder, Shapes, decoder_shapes, encoder_shapes, with_bias
+from tests.published import LLAVA_7B, LLAVA_13B
 
 TEXT = Decoder(kv_heads=4)
 VISION_HIDDEN = 64
@@ -40,53 +41,6 @@ CHAT_TEMPLATE = (
     "{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
-SPARSE_7B: dict[str, Any] = {
-    "architectures": ["LlavaForConditionalGeneration"],
-    "ignore_index": -100,
-    "image_token_index": 32000,
-    "model_type": "llava",
-    "pad_token_id": 32001,
-    "projector_hidden_act": "gelu",
-    "text_config": {
-        "_name_or_path": "lmsys/vicuna-7b-v1.5",
-        "architectures": ["LlamaForCausalLM"],
-        "max_position_embeddings": 4096,
-        "model_type": "llama",
-        "rms_norm_eps": 1e-05,
-        "torch_dtype": "float16",
-        "vocab_size": 32064,
-    },
-    "tie_word_embeddings": False,
-    "torch_dtype": "float16",
-    "transformers_version": "4.36.0.dev0",
-    "vision_config": {
-        "hidden_size": 1024,
-        "image_size": 336,
-        "intermediate_size": 4096,
-        "model_type": "clip_vision_model",
-        "num_attention_heads": 16,
-        "num_hidden_layers": 24,
-        "patch_size": 14,
-        "projection_dim": 768,
-        "vocab_size": 32000,
-    },
-    "vision_feature_layer": -2,
-    "vision_feature_select_strategy": "default",
-    "vocab_size": 32064,
-}
-"""The hub's config.json of the 7B model: what its text_config does not name is as LlamaConfig has it."""
-SPARSE_13B: dict[str, Any] = SPARSE_7B | {
-    "text_config": SPARSE_7B["text_config"]
-    | {
-        "_name_or_path": "lmsys/vicuna-13b-v1.5",
-        "hidden_size": 5120,
-        "intermediate_size": 13824,
-        "num_attention_heads": 40,
-        "num_hidden_layers": 40,
-        "num_key_value_heads": 40,
-    },
-}
-"""The hub's config.json of the 13B model."""
 
 
 def build_llava(
@@ -128,7 +82,7 @@ def llava_shapes(layers: int, tied: bool, image_size: int) -> Shapes:
 
 def llava_config(pieces: int, layers: int, tied: bool, dtype: str, image_size: int) -> dict[str, Any]:
     """The hub's `config.json`, with the sizes that its 7B model leaves out."""
-    text = SPARSE_13B["text_config"] | {
+    text = LLAVA_13B["text_config"] | {
         "_name_or_path": "example/pico",
         "hidden_size": TEXT.hidden,
         "intermediate_size": TEXT.ffn,
@@ -139,7 +93,7 @@ def llava_config(pieces: int, layers: int, tied: bool, dtype: str, image_size: i
         "torch_dtype": TORCH_DTYPES[dtype],
         "vocab_size": TEXT.vocabulary,
     }
-    vision = SPARSE_7B["vision_config"] | {
+    vision = LLAVA_7B["vision_config"] | {
         "hidden_size": VISION_HIDDEN,
         "image_size": image_size,
         "intermediate_size": VISION_FFN,
@@ -147,7 +101,7 @@ def llava_config(pieces: int, layers: int, tied: bool, dtype: str, image_size: i
         "num_hidden_layers": VISION_DEPTH,
         "projection_dim": 32,
     }
-    return SPARSE_7B | {
+    return LLAVA_7B | {
         "image_seq_length": (image_size // PATCH) ** 2,
         "image_token_index": pieces,
         "pad_token_id": pieces + 1,

@@ -188,6 +188,7 @@ GEMMA3_4B: dict[str, Any] = {
         "sliding_window": 1024,
     },
     "torch_dtype": "bfloat16",
+    "transformers_version": "4.50.0.dev0",
     "vision_config": {
         "hidden_size": 1152,
         "image_size": 896,

@@ -20,10 +20,9 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from tests.pico_gemma3 import SPARSE_4B
-from tests.pico_llava import SPARSE_7B, SPARSE_13B
 from tests.pico_sentencepiece import SPACE
 from tests.picos import FAMILIES, TEXT_ONLY, build_family
+from tests.published import GEMMA3_4B, LLAVA_7B, LLAVA_13B
 
 VISION = [name for name in FAMILIES if name not in TEXT_ONLY]
 QWEN_VISION = ("qwen2.5-vl", "qwen2-vl", "qwen3-vl")
@@ -213,10 +212,10 @@ def test_both_files_of_a_sentencepiece_tokenizer_agree(folders: dict[str, Path],
 
 
 def test_the_hubs_sparse_configs_have_the_sizes_of_the_models() -> None:
-    seven, thirteen = (LlavaConfig(**config).text_config for config in (SPARSE_7B, SPARSE_13B))
+    seven, thirteen = (LlavaConfig(**config).text_config for config in (LLAVA_7B, LLAVA_13B))
     assert (seven.hidden_size, seven.intermediate_size, seven.num_hidden_layers) == (4096, 11008, 32)
     assert (thirteen.hidden_size, thirteen.intermediate_size, thirteen.num_hidden_layers) == (5120, 13824, 40)
     assert (seven.num_key_value_heads, thirteen.num_key_value_heads) == (32, 40)
-    gemma = AutoConfig.for_model(**SPARSE_4B).text_config
+    gemma = AutoConfig.for_model(**GEMMA3_4B).text_config
     assert (gemma.num_attention_heads, gemma.num_key_value_heads, gemma.head_dim) == (8, 4, 256)
     assert gemma.vocab_size == 262208
