@@ -14,6 +14,8 @@ class DecodeError(RuntimeError): ...
 class DecodeResult(TypedDict):
     prompt_ns: list[int]
     generate_ns: list[int]
+    prompt_parts: list[tuple[int | None, list[int]]]
+    generate_parts: list[tuple[int | None, list[int]]]
     load_ns: int
     model_bytes: int
     parameters: int
@@ -50,6 +52,7 @@ def decode(
     threads: int,
     repeat: int = 3,
     cpus: Sequence[int] | None = None,
+    parts: bool = False,
 ) -> DecodeResult: ...
 def image(
     model: _Path,

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar
 
+from gguf import GGMLQuantizationType
+
 from luq_gguf.errors import GGUFError, RequestError, RunError
 from luq_gguf.gguf_file import GGUFFile
 from luq_gguf.images import fit_to_grid
@@ -30,6 +32,10 @@ if TYPE_CHECKING:
     from luq_gguf._native import DecodeResult, ImageResult
 
 MOST_ROUNDS = 1000
+SPLIT_TOKENS = 16
+"""At most so many tokens are generated to see where their time goes."""
+OTHER = "other"
+"""Beside the types of weights: the time of what multiplies with none, as attention and norms."""
 Result = TypeVar("Result")
 Turn = tuple[Path, int]
 """What a turn measures: a file with a number of threads."""
@@ -68,6 +74,19 @@ class DecodeSamples:
     def generate_tps(self) -> float:
         """Tokens per second of the median single-token decode."""
         return 1e9 / statistics.median(self.generate_ns)
+
+
+@dataclass(frozen=True)
+class TypeSamples:
+    """Where the time of one file goes: nanoseconds by the type of weights that are multiplied with, or OTHER.
+
+    `prompt_ns` has an entry a prompt, `generate_ns` an entry a token; the times of all types add up to the whole.
+    """
+
+    path: str
+    threads: int
+    prompt_ns: dict[str, tuple[int, ...]]
+    generate_ns: dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -151,6 +170,35 @@ def measure_sweep(
     turns = [(path, count) for count in threads for path in paths]
     found = _take_turns(decode, turns, repeat, "measuring speed", progress)
     return [_join(turn, prompt, generate, results) for turn, results in zip(turns, found, strict=True)]
+
+
+def measure_types(
+    paths: Sequence[Path],
+    *,
+    prompt: int,
+    generate: int,
+    threads: Sequence[int],
+    cpus: Sequence[int] | None = None,
+    progress: Progress = silent,
+) -> list[TypeSamples]:
+    """Time one prompt and up to SPLIT_TOKENS tokens of files, cut by type; order and errors as measure_sweep."""
+    _check_files(paths, 1)
+    native = load_native()
+    tokens = min(generate, SPLIT_TOKENS)
+
+    def decode(turn: Turn) -> DecodeResult:
+        with _native_errors(native, turn[0]):
+            result: DecodeResult = native.decode(
+                turn[0], prompt=prompt, generate=tokens, threads=turn[1], repeat=1, cpus=cpus, parts=True
+            )
+        return result
+
+    turns = [(path, count) for count in threads for path in paths]
+    found = _take_turns(decode, turns, 1, "measuring types", progress)
+    return [
+        TypeSamples(str(path), count, _by_type(result["prompt_parts"]), _by_type(result["generate_parts"]))
+        for (path, count), (result,) in zip(turns, found, strict=True)
+    ]
 
 
 def measure_images(
@@ -303,6 +351,16 @@ def _join(turn: Turn, prompt: int, generate: int, results: list[DecodeResult]) -
         read_bytes=first["read_bytes"],
         peak_memory=max(result["peak_memory"] for result in results),
     )
+
+
+def _by_type(parts: Sequence[tuple[int | None, list[int]]]) -> dict[str, tuple[int, ...]]:
+    """Sums over the parts of each type, decode by decode."""
+    found: dict[str, list[int]] = {}
+    for kind, samples in parts:
+        name = OTHER if kind is None else GGMLQuantizationType(kind).name
+        before = found.get(name, [0] * len(samples))
+        found[name] = [total + more for total, more in zip(before, samples, strict=True)]
+    return {name: tuple(samples) for name, samples in found.items()}
 
 
 def _join_images(turn: Turn, results: list[ImageResult]) -> ImageSamples:

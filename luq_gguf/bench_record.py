@@ -17,7 +17,7 @@ from pydantic import AfterValidator, AwareDatetime, Field, model_validator
 
 from luq_gguf import __version__
 from luq_gguf.artifacts import Record, sha256_of
-from luq_gguf.bench import MOST_ROUNDS, BandwidthSamples, DecodeSamples, ImageSamples
+from luq_gguf.bench import MOST_ROUNDS, BandwidthSamples, DecodeSamples, ImageSamples, TypeSamples
 from luq_gguf.gguf_file import GGUFFile
 from luq_gguf.machine import Machine, describe_machine
 from luq_gguf.progress import Progress, silent
@@ -57,12 +57,16 @@ class BenchFile(Record, strict=True):
 
 
 class BenchImage(Record, strict=True):
-    """The image and the vision part that files were measured with; the size is that after fitting, in pixels."""
+    """The image and the vision part that files were measured with; the size is that after fitting, in pixels.
+
+    `doubts` are what speaks against the vision part belonging to the files.
+    """
 
     sha256: Sha256
     width: Count
     height: Count
     mmproj: BenchFile
+    doubts: tuple[str, ...] = ()
 
 
 class BenchSettings(Record, strict=True):
@@ -87,6 +91,15 @@ class DecodeRun(Record, strict=True):
     context: Count
     kv_bytes: Annotated[int, Field(ge=0)]
     read_bytes: Count
+
+
+class TypeRun(Record, strict=True):
+    """Where one file's time goes; see TypeSamples. Nothing is there where a graph changes from token to token."""
+
+    file: Annotated[int, Field(ge=0)]
+    threads: Count
+    prompt_ns: dict[str, Samples]
+    generate_ns: dict[str, Samples]
 
 
 class ImageRun(Record, strict=True):
@@ -126,6 +139,7 @@ class BenchRecord(Record, strict=True):
     files: Annotated[tuple[BenchFile, ...], Field(min_length=1)]
     runs: tuple[DecodeRun, ...]
     images: tuple[ImageRun, ...] = ()
+    types: tuple[TypeRun, ...] = ()
     bandwidth: tuple[BandwidthRun, ...]
     peak_memory: Count
 
@@ -137,6 +151,8 @@ class BenchRecord(Record, strict=True):
             raise ValueError("its runs are not those of its files and threads")
         if [(run.threads, run.file) for run in self.images] != (turns if asked.image else []):
             raise ValueError("its images are not those of its files and threads")
+        if [(run.threads, run.file) for run in self.types] not in (turns, []):
+            raise ValueError("its types are not those of its files and threads")
         if [run.threads for run in self.bandwidth] != list(asked.threads):
             raise ValueError("its bandwidths are not those of its threads")
         if any((len(r.prompt_ns), len(r.generate_ns)) != (rounds, rounds * asked.generate) for r in self.runs):
@@ -158,6 +174,7 @@ class Measured:
     decodes: Sequence[DecodeSamples]
     bandwidth: Sequence[BandwidthSamples]
     images: Sequence[ImageSamples] = ()
+    types: Sequence[TypeSamples] = ()
 
 
 def make_record(
@@ -174,14 +191,16 @@ def make_record(
         files=tuple(files[path] for path in paths),
         runs=tuple(_decode_run(rank % count, samples) for rank, samples in enumerate(measured.decodes)),
         images=tuple(_image_run(rank % count, samples) for rank, samples in enumerate(measured.images)),
+        types=tuple(_type_run(rank % count, samples) for rank, samples in enumerate(measured.types)),
         bandwidth=tuple(BandwidthRun(threads=m.threads, bytes=m.bytes, ns=m.ns) for m in measured.bandwidth),
         peak_memory=max(samples.peak_memory for samples in measured.decodes),
     )
 
 
-def describe_image(source: Path, size: tuple[int, int], mmproj: Path) -> BenchImage:
-    """An image file, the size it is fitted to, and the vision part."""
-    return BenchImage(sha256=sha256_of(source), width=size[0], height=size[1], mmproj=describe_file(mmproj))
+def describe_image(source: Path, size: tuple[int, int], mmproj: Path, doubts: tuple[str, ...] = ()) -> BenchImage:
+    """An image file, the size it is fitted to, and the vision part with what speaks against it."""
+    described = describe_file(mmproj)
+    return BenchImage(sha256=sha256_of(source), width=size[0], height=size[1], mmproj=described, doubts=doubts)
 
 
 def describe_file(path: Path) -> BenchFile:
@@ -222,6 +241,10 @@ def _image_run(place: int, samples: ImageSamples) -> ImageRun:
         file=place, threads=samples.threads, tokens=samples.tokens, encode_ns=samples.encode_ns,
         prompt_ns=samples.prompt_ns,
     )  # fmt: skip
+
+
+def _type_run(place: int, samples: TypeSamples) -> TypeRun:
+    return TypeRun(file=place, threads=samples.threads, prompt_ns=samples.prompt_ns, generate_ns=samples.generate_ns)
 
 
 def _versions() -> Versions:

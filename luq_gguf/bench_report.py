@@ -8,13 +8,13 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from luq_gguf.artifacts import atomic_path
 from luq_gguf.bench_record import BenchRecord
-from luq_gguf.bench_results import ENCODING, GENERATION, IMAGE, PROMPT, Speed, bandwidth_rate, speeds
+from luq_gguf.bench_results import ENCODING, GENERATION, IMAGE, PROMPT, Speed, bandwidth_rate, speeds, type_shares
 from luq_gguf.bench_statistics import CONFIDENCE, LEAST_ROUNDS, Interval, verdict
 from luq_gguf.errors import RequestError
 from luq_gguf.machine import Machine
@@ -23,7 +23,7 @@ PLOTS = (".pdf", ".png", ".svg")
 COLUMNS = (
     "file", "sha256", "bytes", "bits_per_weight", "cpu", "threads", "phase", "tokens", "rounds", "tokens_per_second",
     "tokens_per_second_low", "tokens_per_second_high", "ms_per_token", "ratio_to_first", "ratio_low", "ratio_high",
-    "verdict", "gigabytes_per_second", "share_of_bandwidth", "date",
+    "verdict", "gigabytes_per_second", "share_of_bandwidth", "time_by_type", "date",
 )  # fmt: skip
 
 
@@ -51,7 +51,8 @@ def report_of(record: BenchRecord) -> Report:
     tables = [
         _speed_table(record, [speed for speed in found if (speed.phase, speed.threads) == group]) for group in groups
     ]
-    return Report((*tables, _file_table(record)), (*machine_lines(record), *_notes(record, found)))
+    times = [_time_table(record, count) for count in record.settings.threads if record.types]
+    return Report((*tables, *times, _file_table(record)), (*machine_lines(record), *_notes(record, found)))
 
 
 def format_text(report: Report) -> str:
@@ -72,6 +73,7 @@ def format_markdown(report: Report) -> str:
 
 def format_csv(record: BenchRecord) -> str:
     """A row for each file, number of threads and phase, with a line of names; numbers are not rounded."""
+    shares = type_shares(record)
     target = io.StringIO()
     writer = csv.writer(target, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -82,7 +84,9 @@ def format_csv(record: BenchRecord) -> str:
                 file.name, file.sha256, file.bytes, file.bits_per_weight, record.machine.cpu, speed.threads,
                 speed.phase, speed.tokens, record.settings.rounds, speed.rate.median, speed.rate.low, speed.rate.high,
                 speed.milliseconds.median, *([ratio.median, ratio.low, ratio.high] if ratio else [""] * 3),
-                verdict(ratio) if ratio else "", speed.gigabytes, speed.share, record.date.isoformat(),
+                verdict(ratio) if ratio else "", speed.gigabytes, speed.share,
+                " ".join(f"{kind}={share}" for kind, share in shares.get(_place(speed), {}).items()),
+                record.date.isoformat(),
             ]
         )  # fmt: skip
     return target.getvalue()
@@ -168,14 +172,30 @@ def _speed_table(record: BenchRecord, found: Sequence[Speed]) -> Table:
     return Table(title, tuple(columns), tuple(rows))
 
 
+def _time_table(record: BenchRecord, threads: int) -> Table:
+    """Which types of weights the time goes to."""
+    shares, rows = type_shares(record), []
+    for place, label in enumerate(record.labels()):
+        rows.append((label, *(_kinds(shares[phase, threads, place]) for phase in (PROMPT, GENERATION))))
+    return Table(f"time by type, {_threads(threads)}", ("file", PROMPT, GENERATION), tuple(rows))
+
+
+def _place(speed: Speed) -> tuple[str, int, int]:
+    return speed.phase, speed.threads, speed.file
+
+
+def _kinds(shares: Mapping[str, float]) -> str:
+    return ", ".join(f"{kind} {100 * share:.1f} %" for kind, share in shares.items()) or "not told"
+
+
 def _file_table(record: BenchRecord) -> Table:
     """Size and tensor types of every file, and how long it takes to load."""
     rows = []
     for place, (label, file) in enumerate(zip(record.labels(), record.files, strict=True)):
         loads = [nanoseconds for run in record.runs if run.file == place for nanoseconds in run.load_ns]
-        kinds = ", ".join(f"{kind} {100 * share:.1f} %" for kind, share in file.type_shares.items())
         load = _figure(statistics.median(loads) / 1e6)
-        rows.append((label, f"{file.bytes / 2**20:,.2f}", f"{file.bits_per_weight:.2f}", load, kinds))
+        sizes = f"{file.bytes / 2**20:,.2f}", f"{file.bits_per_weight:.2f}"
+        rows.append((label, *sizes, load, _kinds(file.type_shares)))
     return Table("files", ("file", "MiB", "bits/weight", "load ms", "bytes by type"), tuple(rows))
 
 
@@ -194,6 +214,7 @@ def _notes(record: BenchRecord, found: Sequence[Speed]) -> list[str]:
         )
     if any(speed.share is not None and speed.share > 1 for speed in found):
         lines.append("above 100 % of the memory's bandwidth: those weights fit into the processor's cache")
+    lines += asked.image.doubts if asked.image else ()
     usable = len(asked.cpus) if asked.cpus else record.machine.usable
     if max(asked.threads) > usable:
         lines.append(f"more threads than the {usable} processors in use: they wait for each other")

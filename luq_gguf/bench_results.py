@@ -1,4 +1,4 @@
-"""What follows from a benchmark's record: speeds with intervals, ratios, shares of the memory's bandwidth.
+"""What follows from a benchmark's record: speeds with intervals, ratios, shares of the memory's bandwidth, of types.
 
 Pure. One round is one sample: a round's generation counts with the median of its tokens.
 """
@@ -53,6 +53,18 @@ def speeds(record: BenchRecord) -> list[Speed]:
     timed.sort(key=lambda each: (PHASES.index(each.phase), record.settings.threads.index(each.threads), each.file))
     first = {(each.phase, each.threads): each for each in timed if each.file == 0}
     return [_speed(record, each, first[each.phase, each.threads]) for each in timed]
+
+
+def type_shares(record: BenchRecord) -> dict[tuple[str, int, int], dict[str, float]]:
+    """By phase, threads and file: shares of the time by type of weights, or OTHER, the largest first; 1 in all."""
+    found = {}
+    for run in record.types:
+        for phase, samples in ((PROMPT, run.prompt_ns), (GENERATION, run.generate_ns)):
+            times = {kind: statistics.median(each) for kind, each in samples.items()}
+            whole = sum(times.values())
+            ordered = sorted(times.items(), key=lambda item: -item[1])
+            found[phase, run.threads, run.file] = {kind: time / whole for kind, time in ordered}
+    return found
 
 
 def bandwidth_rate(record: BenchRecord, threads: int) -> float:

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from luq_gguf.bench import fit_picture, measure_bandwidth, measure_images, measure_sweep, require_memory
+from luq_gguf.bench import fit_picture, measure_bandwidth, measure_images, measure_sweep, measure_types, require_memory
 from luq_gguf.bench_record import BenchRecord, BenchSettings, Measured, describe_image, make_record
 from luq_gguf.errors import RequestError
+from luq_gguf.gguf_file import GGUFFile
 from luq_gguf.images import load_image
 from luq_gguf.loadable import open_loadable
 from luq_gguf.processors import default_threads
 from luq_gguf.progress import Progress, silent
+from luq_gguf.projectors import doubt_pair
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -20,11 +22,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sight:
-    """A vision part, an image file, and that image in the size in which the vision part takes it."""
+    """A vision part, an image file, and that image in the size in which the vision part takes it.
+
+    `doubts` are what speaks against the vision part belonging to the files.
+    """
 
     mmproj: Path
     source: Path
     picture: Image.Image
+    doubts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -72,19 +78,20 @@ def run_bench(request: BenchRequest, progress: Progress = silent) -> tuple[Bench
         rounds=request.rounds,
         threads=request.counts(),
         cpus=request.cpus,
-        image=describe_image(sight.source, sight.picture.size, sight.mmproj) if sight else None,
+        image=describe_image(sight.source, sight.picture.size, sight.mmproj, sight.doubts) if sight else None,
     )
     return make_record(request.files, settings, measured, progress), measured
 
 
 def _open_all(request: BenchRequest) -> Sight | None:
     """Look at every file before any is loaded."""
-    for path in request.files:
-        open_loadable(path)
+    opened = [open_loadable(path).metadata for path in request.files]
     sight = None
     if request.mmproj is not None and request.image is not None:
         picture = fit_picture(request.mmproj, load_image(request.image))
-        sight = Sight(request.mmproj, request.image, picture)
+        vision = GGUFFile.open(request.mmproj).metadata
+        doubts = [doubt for metadata in opened if (doubt := doubt_pair(metadata, vision, request.mmproj))]
+        sight = Sight(request.mmproj, request.image, picture, tuple(dict.fromkeys(doubts)))
     if not request.force:
         require_memory(request.files, request.mmproj)
     return sight
@@ -96,9 +103,12 @@ def _measure(request: BenchRequest, sight: Sight | None, progress: Progress) -> 
         files, prompt=request.prompt, generate=request.generate, threads=counts, repeat=rounds, cpus=cpus,
         progress=progress,
     )  # fmt: skip
+    types = measure_types(
+        files, prompt=request.prompt, generate=request.generate, threads=counts, cpus=cpus, progress=progress
+    )
     images = (
         measure_images(files, sight.mmproj, sight.picture, threads=counts, repeat=rounds, cpus=cpus, progress=progress)
         if sight
         else []
     )
-    return Measured(decodes, measure_bandwidth(counts, cpus=cpus, progress=progress), images)
+    return Measured(decodes, measure_bandwidth(counts, cpus=cpus, progress=progress), images, types)

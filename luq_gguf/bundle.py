@@ -15,6 +15,7 @@ from typing import BinaryIO
 from luq_gguf.artifacts import atomic_path, require_space, sha256_of
 from luq_gguf.errors import ArtifactError, GGUFError
 from luq_gguf.gguf_file import GGUFFile, align
+from luq_gguf.projectors import doubt_pair
 from luq_gguf.small_files import require_regular
 
 MAGIC = b"LUQBNDL1"
@@ -58,8 +59,8 @@ class BundleParts:
 def bundle(text: Path, mmproj: Path, target: Path) -> None:
     """Write `text` and `mmproj` as one file under `target`.
 
-    Raises GGUFError where one of them is no sound GGUF or their places are mixed up, DiskSpaceError where
-    the bundle would not fit.
+    Raises GGUFError where one of them is no sound GGUF or they are no pair, DiskSpaceError where the bundle would not
+    fit.
     """
     _check_roles(text, mmproj)
     text_size, mmproj_size = text.stat().st_size, mmproj.stat().st_size
@@ -156,13 +157,15 @@ def _checked_name(name: str, path: Path) -> str:
 
 
 def _check_roles(text: Path, mmproj: Path) -> None:
+    opened = {path: GGUFFile.open(path).metadata for path in (text, mmproj)}
     for path, vision in ((text, False), (mmproj, True)):
-        is_vision = GGUFFile.open(path).metadata.get("general.architecture") == "clip"
+        is_vision = opened[path].get("general.architecture") == "clip"
         if is_vision != vision:
             kind = "a vision part" if is_vision else "no vision part"
             raise GGUFError(f"{path} is {kind}", path=path, hint="give the text model first, then its mmproj")
         if is_bundle(path):
             raise GGUFError(f"{path} is a bundle already", path=path, hint="unbundle it first")
+    doubt_pair(opened[text], opened[mmproj], mmproj)
     if text.name == mmproj.name:
         raise GGUFError(f"both parts are called {text.name}", path=mmproj, hint="rename one of them")
 

@@ -1,6 +1,7 @@
 """What llama.cpp does with images by the kind of their mmproj: where they stand in a prompt, and how large they are.
 
-Takes the metadata of an mmproj. Images that are made as said here are taken by llama.cpp pixel by pixel.
+Takes the metadata of an mmproj. Images that are made as said here are taken by llama.cpp pixel by pixel. Says, too,
+whether a text model and an mmproj belong together, as far as their metadata tells.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Projector:
 
     `merge` is how many patches side by side become one token where the file does not say; squares are widened with the
     color `padding`, or stretched. `around` stands on both sides of an image where the model was trained so, and
-    llama.cpp does not put it there.
+    llama.cpp does not put it there. `architectures` are those of the text models that take it, () any.
     """
 
     place: str
@@ -33,6 +34,7 @@ class Projector:
     square: bool = False
     padding: tuple[int, int, int] | None = None
     around: str = ""
+    architectures: tuple[str, ...] = ()
 
     def limits(self, metadata: Mapping[str, Any], mmproj: Path, most_tokens: int | None) -> Limits:
         """How images are made for this mmproj; raises GGUFError where its numbers cannot be."""
@@ -52,13 +54,21 @@ class Projector:
         return token_limits(step, most_tokens)
 
 
-_QWEN = Projector("<|vision_start|><|image_pad|><|vision_end|>", 2)
+_QWEN_PLACE = "<|vision_start|><|image_pad|><|vision_end|>"
+_QWEN = Projector(_QWEN_PLACE, 2, architectures=("qwen2vl",))
 _KINDS = {
     "qwen2vl_merger": _QWEN,
     "qwen2.5vl_merger": _QWEN,
-    "qwen3vl_merger": _QWEN,
+    "qwen3vl_merger": Projector(_QWEN_PLACE, 2, architectures=("qwen3vl", "qwen3vlmoe")),
     "mlp": Projector("<image>", 1, square=True, padding=(122, 116, 104)),
-    "gemma3": Projector("<start_of_image>", 4, "clip.vision.projector.scale_factor", square=True, around="\n\n"),
+    "gemma3": Projector(
+        "<start_of_image>",
+        4,
+        "clip.vision.projector.scale_factor",
+        square=True,
+        around="\n\n",
+        architectures=("gemma3",),
+    ),
 }
 _UNKNOWN = Projector("", 2)
 
@@ -66,3 +76,27 @@ _UNKNOWN = Projector("", 2)
 def projector_of(metadata: Mapping[str, Any]) -> Projector:
     """The kind of an mmproj, from its metadata; one that is not known is taken like Qwen's."""
     return _KINDS.get(str(metadata.get("clip.projector_type", "")), _UNKNOWN)
+
+
+def doubt_pair(model: Mapping[str, Any], mmproj: Mapping[str, Any], path: Path) -> str | None:
+    """What speaks against a text model and the mmproj at `path`, from the metadata of both: they are named differently.
+
+    Another name is no proof, since fine-tuned models share the mmproj of their base. Raises GGUFError where the text
+    model's architecture takes no mmproj of this kind.
+    """
+    architecture, takers = model.get("general.architecture"), projector_of(mmproj).architectures
+    if takers and architecture not in takers:
+        raise GGUFError(
+            f"{path} is the vision part of a {' or '.join(takers)} model, not of {architecture}", path=path,
+            hint="take the mmproj that was made from the same checkpoint",
+        )  # fmt: skip
+    names = [_name(metadata) for metadata in (model, mmproj)]
+    if None in names or names[0] == names[1]:
+        return None
+    return f"{path.name} is the vision part of {names[1]}, the text model is {names[0]}: answers make sense if they fit"
+
+
+def _name(metadata: Mapping[str, Any]) -> str | None:
+    """What a file says that its model is called, without its size."""
+    found = metadata.get("general.basename") or metadata.get("general.name")
+    return found if isinstance(found, str) else None

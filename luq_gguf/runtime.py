@@ -24,7 +24,7 @@ from luq_gguf.gguf_file import GGUFFile
 from luq_gguf.images import fit_to_grid
 from luq_gguf.loadable import open_loadable
 from luq_gguf.processors import default_threads
-from luq_gguf.projectors import projector_of
+from luq_gguf.projectors import doubt_pair, projector_of
 
 if TYPE_CHECKING:
     import llama_cpp
@@ -40,7 +40,7 @@ class Runtime:
 
     `mmproj` may be left out for text, and where `model` is a bundle; images are made smaller where they have more
     than `image_tokens`, None being the limit of the calibration. Raises GGUFError where a file is no sound GGUF,
-    RunError where llama.cpp refuses it.
+    RunError where llama.cpp refuses it. `doubt` is what speaks against model and mmproj belonging together.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class Runtime:
     ) -> None:
         self._stack = contextlib.ExitStack()
         self._image_tokens = image_tokens
+        self.doubt: str | None = None
         try:
             self._open(model, mmproj, threads, context)
         except BaseException:
@@ -112,6 +113,7 @@ class Runtime:
     def _load_vision(self, model: Path, mmproj: Path | None) -> None:
         with _mmproj_file(model, mmproj) as path:
             metadata = GGUFFile.open(path).metadata
+            self.doubt = doubt_pair(self.metadata, metadata, mmproj or path)
             self._projector = projector_of(metadata)
             self._limits = self._projector.limits(metadata, path, self._image_tokens)
             parameters = self._mtmd.mtmd_context_params_default()

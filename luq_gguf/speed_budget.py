@@ -17,16 +17,22 @@ from luq_gguf.speed import Profile, Speed, predict, tensors_of
 AUTO = "auto"
 AUTO_TYPES = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "Q2_K", "IQ3_XXS", "Q3_K")
 """What `--low-type auto` chooses from, by rising bits a weight."""
+LONG_CONTEXT = 4096
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Tokens a second that a plan and the high type alone are predicted to reach on a CPU."""
+    """Tokens a second that a plan and the high type alone are predicted to reach on a CPU.
+
+    `long` is the plan's speed after a context of `long_context` tokens.
+    """
 
     cpu: str
     threads: int
     plan: Speed
     high: Speed
+    long: Speed
+    long_context: int = LONG_CONTEXT
 
     @property
     def slower(self) -> bool:
@@ -50,8 +56,14 @@ class SpeedRule:
     def forecast(self, specs: Sequence[TensorSpec], plan: Plan) -> Forecast:
         """What a plan of these tensors is predicted to reach."""
         high = {spec.name: spec.high.name for spec in specs}
-        predicted = (predict(tensors_of(specs, types), self.profile, self.threads) for types in (plan.types, high))
-        return Forecast(self.profile.cpu, self.threads, *predicted)
+        planned, alone = tensors_of(specs, plan.types), tensors_of(specs, high)
+        return Forecast(
+            self.profile.cpu,
+            self.threads,
+            plan=predict(planned, self.profile, self.threads),
+            high=predict(alone, self.profile, self.threads),
+            long=predict(planned, self.profile, self.threads, LONG_CONTEXT),
+        )
 
 
 PlanOf = Callable[[int], Plan]

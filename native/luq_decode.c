@@ -12,6 +12,7 @@
 
 enum {
     STRIDE = 16, /* graph nodes between two looks at the clock in a single-token decode: so looking costs nothing */
+    STOPPED = 2, /* llama_decode's code for it */
 };
 
 typedef struct {
@@ -20,6 +21,9 @@ typedef struct {
     luq_decode_result *result;
     llama_token *tokens; /* prompt + generate of them */
     bool counting;       /* add up kv_bytes */
+    luq_parts_clock prompt_clock;
+    luq_parts_clock generate_clock;
+    luq_parts_clock *clock; /* of the decode that runs, NULL where nobody asked for parts */
 } luq_session;
 
 static luq_status check_request(const luq_decode_request *request, char *error) {
@@ -37,7 +41,8 @@ static luq_status check_request(const luq_decode_request *request, char *error) 
 }
 
 /* llama.cpp tells nobody how large its caches are, but shows every tensor that it computes: those of the caches are
- * seen where a decode writes them, each once. Nothing is asked for, so the graph still runs in one piece. */
+ * seen where a decode writes them, each once. Unless parts are timed nothing is asked for, so the graph still runs in one
+ * piece. */
 static bool on_tensor(struct ggml_tensor *tensor, bool ask, void *data) {
     luq_session *session = data;
     const struct ggml_tensor *whole = tensor->view_src;
@@ -45,7 +50,7 @@ static bool on_tensor(struct ggml_tensor *tensor, bool ask, void *data) {
         strncmp(whole->name, "cache_", strlen("cache_")) == 0) {
         session->result->kv_bytes += ggml_nbytes(whole);
     }
-    return !ask;
+    return session->clock != NULL ? luq_parts_on_tensor(session->clock, tensor, ask) : !ask;
 }
 
 static luq_status open_context(luq_session *session) {
@@ -119,27 +124,40 @@ static int decode_tokens(luq_session *session, int64_t first, int64_t count, int
     const int code = llama_decode(context, llama_batch_get_one(session->tokens + first, (int32_t)count));
     llama_synchronize(context);
     *spent = luq_now_ns() - started;
-    return luq_should_stop(&session->text.watch) && code == 0 ? 2 : code;
+    return luq_should_stop(&session->text.watch) && code == 0 ? STOPPED : code;
+}
+
+static int decode_with(luq_session *session, luq_parts_clock *clock, int64_t first, int64_t count, int64_t *spent) {
+    if (!session->request->parts) {
+        return decode_tokens(session, first, count, spent);
+    }
+    session->clock = clock;
+    luq_parts_begin(clock);
+    const int code = decode_tokens(session, first, count, spent);
+    session->clock = NULL;
+    luq_parts_end(clock);
+    return code;
 }
 
 /* One round; samples go to prompt_ns (one) and generate_ns (`generate` of them). */
 static int run_round(luq_session *session, int64_t generate, int64_t *prompt_ns, int64_t *generate_ns) {
     const int64_t prompt = session->request->prompt;
     llama_memory_clear(llama_get_memory(session->text.context), true);
-    int code = decode_tokens(session, 0, prompt, prompt_ns);
+    int code = decode_with(session, &session->prompt_clock, 0, prompt, prompt_ns);
     for (int64_t i = 0; code == 0 && i < generate; i++) {
-        code = decode_tokens(session, prompt + i, 1, generate_ns + i);
+        code = decode_with(session, &session->generate_clock, prompt + i, 1, generate_ns + i);
     }
     return code;
 }
 
-/* A prompt and a token whose times nobody keeps; the token is one graph, in which the caches are counted. */
+/* A prompt and a token whose times nobody keeps, but whose parts are noted; the token is one graph, in which the caches
+ * are counted. */
 static int warm_up(luq_session *session) {
     int64_t ignored = 0;
     int code = run_round(session, 0, &ignored, NULL);
     if (code == 0) {
         session->counting = true;
-        code = decode_tokens(session, session->request->prompt, 1, &ignored);
+        code = decode_with(session, &session->generate_clock, session->request->prompt, 1, &ignored);
         session->counting = false;
     }
     return code;
@@ -192,6 +210,8 @@ static luq_status run(void *data, luq_watch watch) {
     luq_log_attach(&session->text.log);
     const luq_status status = measure(session);
     free(session->tokens);
+    luq_parts_finish(&session->prompt_clock);
+    luq_parts_finish(&session->generate_clock);
     luq_model_close(&session->text);
     luq_log_detach();
     return session->text.watch.stop ? LUQ_INTERRUPTED : status;
@@ -207,6 +227,8 @@ luq_status luq_decode(const char *model, const luq_decode_request *request, luq_
         return status;
     }
     luq_session session = {.text = {.path = model, .error = result->error}, .request = request, .result = result};
+    session.prompt_clock.parts = &result->prompt_parts;
+    session.generate_clock.parts = &result->generate_parts;
     if (request->cpus == NULL) {
         return run(&session, luq_watch_start(request->interrupted, request->data));
     }
@@ -217,5 +239,7 @@ luq_status luq_decode(const char *model, const luq_decode_request *request, luq_
 void luq_decode_clear(luq_decode_result *result) {
     free(result->prompt_ns);
     free(result->generate_ns);
+    luq_parts_clear(&result->prompt_parts);
+    luq_parts_clear(&result->generate_parts);
     memset(result, 0, sizeof *result);
 }

@@ -6,6 +6,7 @@
 #define LUQ_DECODE_H
 
 #include "luq_common.h"
+#include "luq_parts.h"
 
 enum { LUQ_MAX_TOKENS = 131072 /* prompt + generate */ };
 
@@ -18,6 +19,7 @@ typedef struct luq_decode_request {
     void *data;
     const int64_t *cpus; /* processors that all threads stay on; NULL: any */
     size_t cpu_count;    /* entries in cpus */
+    bool parts;          /* time every decode part by part, too */
 } luq_decode_request;
 
 typedef struct luq_decode_result {
@@ -25,6 +27,8 @@ typedef struct luq_decode_result {
     size_t prompt_count;   /* entries in prompt_ns: repeat */
     int64_t *generate_ns;  /* nanoseconds of each single-token decode, round after round */
     size_t generate_count; /* entries in generate_ns: repeat * generate */
+    luq_parts prompt_parts;   /* of each prompt in prompt_ns; none unless asked for, or where they change */
+    luq_parts generate_parts; /* of each decode in generate_ns, likewise */
     int64_t load_ns;       /* nanoseconds from opening the file to a ready context */
     uint64_t model_bytes;  /* bytes of all tensors */
     uint64_t parameters;   /* weights of all tensors */

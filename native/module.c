@@ -112,18 +112,38 @@ static PyObject *raise_status(PyObject *module, luq_status status, const char *e
 }
 
 PyDoc_STRVAR(decode_doc,
-             "decode($module, /, model, *, prompt, generate, threads, repeat=3, cpus=None)\n--\n\n"
+             "decode($module, /, model, *, prompt, generate, threads, repeat=3, cpus=None, parts=False)\n--\n\n"
              "Time decoding with a GGUF on this CPU; every sample is in nanoseconds.\n\n"
              "Runs one round to warm up and `repeat` timed rounds: `prompt` fixed tokens in one batch, then\n"
-             "`generate` single tokens. With `cpus` all of it stays on those processors. The GIL is released;\n"
-             "Ctrl-C works. Raises ValueError for numbers out of range, DecodeError with llama.cpp's own words if\n"
-             "it cannot load or run the file.");
+             "`generate` single tokens. With `cpus` all of it stays on those processors. With `parts` every decode is\n"
+             "cut into products with weights of one type and what lies between, (ggml type or None, samples) each,\n"
+             "which takes some microseconds more a part. The GIL is released; Ctrl-C works. Raises ValueError for\n"
+             "numbers out of range, DecodeError with llama.cpp's own words if it cannot load or run the file.");
+
+static PyObject *part_to_tuple(const luq_part *part) {
+    PyObject *samples = samples_to_list(&part->ns);
+    return part->type == LUQ_REST ? Py_BuildValue("(ON)", Py_None, samples)
+                                  : Py_BuildValue("(iN)", (int)part->type, samples);
+}
+
+static PyObject *parts_to_list(const luq_parts *parts) {
+    PyObject *list = PyList_New((Py_ssize_t)parts->count);
+    for (size_t i = 0; list != NULL && i < parts->count; i++) {
+        PyObject *part = part_to_tuple(&parts->parts[i]);
+        if (part == NULL || PyList_SetItem(list, (Py_ssize_t)i, part) != 0) {
+            Py_CLEAR(list);
+        }
+    }
+    return list;
+}
 
 /* Py_BuildValue's N takes the lists over, and passes on that one of them is NULL. */
 static PyObject *decode_to_dict(const luq_decode_result *result) {
-    return Py_BuildValue("{sNsNsLsKsKsKsKsLsI}",
+    return Py_BuildValue("{sNsNsNsNsLsKsKsKsKsLsI}",
                          "prompt_ns", to_list(result->prompt_ns, result->prompt_count),
                          "generate_ns", to_list(result->generate_ns, result->generate_count),
+                         "prompt_parts", parts_to_list(&result->prompt_parts),
+                         "generate_parts", parts_to_list(&result->generate_parts),
                          "load_ns", (long long)result->load_ns,
                          "model_bytes", (unsigned long long)result->model_bytes,
                          "parameters", (unsigned long long)result->parameters,
@@ -134,15 +154,16 @@ static PyObject *decode_to_dict(const luq_decode_result *result) {
 }
 
 static PyObject *decode(PyObject *module, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"model", "prompt", "generate", "threads", "repeat", "cpus", NULL};
+    static char *names[] = {"model", "prompt", "generate", "threads", "repeat", "cpus", "parts", NULL};
     PyObject *path = NULL;
     PyObject *answer = NULL;
     number_list cpus = {NULL, 0};
     luq_decode_request request = {.repeat = 3};
     luq_decode_result result;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&|$O&O&O&O&O&:decode", names, PyUnicode_FSConverter, &path,
+    int parts = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&|$O&O&O&O&O&p:decode", names, PyUnicode_FSConverter, &path,
                                      to_count, &request.prompt, to_count, &request.generate, to_count, &request.threads,
-                                     to_count, &request.repeat, to_numbers, &cpus)) {
+                                     to_count, &request.repeat, to_numbers, &cpus, &parts)) {
         return NULL;
     }
     const char *model = PyBytes_AsString(path);
@@ -152,6 +173,7 @@ static PyObject *decode(PyObject *module, PyObject *args, PyObject *kwargs) {
         request.data = &released;
         request.cpus = cpus.numbers;
         request.cpu_count = cpus.count;
+        request.parts = parts != 0;
         const luq_status status = luq_decode(model, &request, &result);
         PyEval_RestoreThread(released);
         answer = status == LUQ_OK ? decode_to_dict(&result) : raise_status(module, status, result.error);

@@ -22,13 +22,12 @@ from luq_gguf.bench import (
     measure_files,
     measure_images,
     measure_sweep,
+    measure_types,
     require_memory,
 )
-from luq_gguf.checkpoint import Checkpoint
 from luq_gguf.errors import GGUFError, RequestError, RunError
-from luq_gguf.export import export_text, export_vision
-from luq_gguf.families import find_family
 from luq_gguf.processors import default_threads
+from tests.exported import export_speed_files
 
 MADE = DecodeSamples(
     path="folder/made.gguf",
@@ -49,14 +48,7 @@ MADE = DecodeSamples(
 
 @pytest.fixture(scope="module")
 def models(pico_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("bench")
-    checkpoint = Checkpoint.open(pico_checkpoint)
-    family = find_family(checkpoint.config, checkpoint)
-    paths = {name: folder / f"{name}.gguf" for name in ("f16", "f32", "mmproj")}
-    export_text(checkpoint, family, paths["f16"], dtype="f16")
-    export_text(checkpoint, family, paths["f32"], dtype="f32")
-    export_vision(checkpoint, family, paths["mmproj"])
-    return paths
+    return export_speed_files(pico_checkpoint, tmp_path_factory.mktemp("bench"))
 
 
 def test_medians_not_means():
@@ -116,6 +108,25 @@ def test_what_a_token_reads_and_a_context_holds(models: dict[str, Path]):
     assert 1.9 < large.read_bytes / small.read_bytes < 2.1
     assert small.kv_bytes == large.kv_bytes > 0
     assert large.peak_memory >= small.peak_memory > small.model_bytes
+
+
+def test_where_the_time_goes(models: dict[str, Path]):
+    heard = []
+    paths = [models["f16"], models["f32"]]
+    found = measure_types(
+        paths,
+        prompt=8,
+        generate=40,
+        threads=[1, 2],
+        progress=lambda what, done, total: heard.append((what, done, total)),
+    )
+    assert heard == [("measuring types", done, 4) for done in range(5)]
+    assert [(each.path, each.threads) for each in found] == [(str(path), count) for count in (1, 2) for path in paths]
+    for each, kinds in zip(found, [{"F16", "other"}, {"F32", "other"}] * 2, strict=True):
+        assert set(each.prompt_ns) == set(each.generate_ns) == kinds
+        assert {len(samples) for samples in each.prompt_ns.values()} == {1}
+        assert {len(samples) for samples in each.generate_ns.values()} == {16}
+        assert all(ns > 0 for samples in each.generate_ns.values() for ns in samples)
 
 
 def test_images_take_turns(models: dict[str, Path]):

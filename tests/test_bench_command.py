@@ -19,14 +19,12 @@ from luq_gguf import __version__, bench
 from luq_gguf.artifacts import read_record
 from luq_gguf.bench_record import BenchRecord
 from luq_gguf.bench_run import BenchRequest, run_bench
-from luq_gguf.checkpoint import Checkpoint
 from luq_gguf.cli import main
 from luq_gguf.cli.bench import name_outputs
 from luq_gguf.errors import RequestError
-from luq_gguf.export import export_text, export_vision
-from luq_gguf.families import find_family
 from luq_gguf.machine import describe_machine
 from luq_gguf.processors import default_threads
+from tests.exported import export_speed_files
 from tests.program import run_program
 
 QUICK = ("--prompt", "8", "--generate", "2", "--threads", "1", "--repeat", "1")
@@ -35,12 +33,7 @@ QUICK = ("--prompt", "8", "--generate", "2", "--threads", "1", "--repeat", "1")
 @pytest.fixture(scope="module")
 def models(pico_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("bench-command")
-    checkpoint = Checkpoint.open(pico_checkpoint)
-    family = find_family(checkpoint.config, checkpoint)
-    paths = {name: folder / f"{name}.gguf" for name in ("f16", "f32", "mmproj")}
-    export_text(checkpoint, family, paths["f16"], dtype="f16")
-    export_text(checkpoint, family, paths["f32"], dtype="f32")
-    export_vision(checkpoint, family, paths["mmproj"])
+    paths = export_speed_files(pico_checkpoint, folder)
     paths["image"] = folder / "image.png"
     Image.new("RGB", (112, 112), "teal").save(paths["image"])
     return paths
@@ -79,7 +72,8 @@ def test_everything_at_once(models: dict[str, Path], tmp_path: Path, capfd):
     ):
         assert words in out
     assert out.splitlines()[-1] == "wrote " + ", ".join(str(targets[form]) for form in ("json", "csv", "md", "svg"))
-    for stage in ("measuring speed", "measuring images", "measuring memory", "hashing files"):
+    assert "time by type, 2 threads" in out
+    for stage in ("measuring speed", "measuring types", "measuring images", "measuring memory", "hashing files"):
         assert f"{stage}: 0 of" in err
     record = read_record(targets["json"], BenchRecord)
     check_record(record, models)
@@ -105,6 +99,10 @@ def check_record(record: BenchRecord, models: dict[str, Path]) -> None:
         assert (file.name, file.bytes, file.sha256) == (f"{name}.gguf", len(data), hashlib.sha256(data).hexdigest())
         assert sum(file.type_shares.values()) == pytest.approx(1)
     assert list(record.files[0].type_bytes) != list(record.files[1].type_bytes)
+    assert [(run.threads, run.file) for run in record.types] == [(run.threads, run.file) for run in record.runs]
+    for run in record.types:
+        assert set(run.prompt_ns) == set(run.generate_ns) == {("F16", "F32")[run.file], "other"}
+    assert asked.image.doubts == ()
     assert str(models["f16"].parent) not in record.model_dump_json()
 
 

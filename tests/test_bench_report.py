@@ -24,6 +24,7 @@ from luq_gguf.bench_record import (
     BenchSettings,
     DecodeRun,
     ImageRun,
+    TypeRun,
     Versions,
     describe_file,
 )
@@ -36,7 +37,7 @@ from luq_gguf.bench_report import (
     format_text,
     report_of,
 )
-from luq_gguf.bench_results import bandwidth_rate, round_medians, speeds
+from luq_gguf.bench_results import bandwidth_rate, round_medians, speeds, type_shares
 from luq_gguf.errors import ArtifactError, RequestError
 from luq_gguf.machine import Machine
 from tests.ggufs import Shape, write_text_gguf
@@ -62,6 +63,14 @@ def make_run(file: int, threads: int, token_ms: float, rounds: int, generate: in
         file=file, threads=threads, prompt_ns=tuple(10 * token + step for step in drift), generate_ns=tuple(samples),
         load_ns=(3 * MILLION,) * rounds, context=256, kv_bytes=4096, read_bytes=9 * MILLION,
     )  # fmt: skip
+
+
+def make_types(file: int, threads: int) -> TypeRun:
+    """Of a token's time 10 parts go to F32, 50 to IQ1_M, 40 to the rest; of a prompt's 25, 50 and 25."""
+    token = {"F32": (10, 90, 1), "IQ1_M": (50, 50, 50), "other": (40, 40, 40)}
+    return TypeRun(
+        file=file, threads=threads, prompt_ns={"F32": (5,), "IQ1_M": (10,), "other": (5,)}, generate_ns=token
+    )
 
 
 def make_record(
@@ -98,6 +107,7 @@ def make_record(
         )
         if image
         else (),
+        "types": tuple(make_types(file, count) for count, file in turns),
         "bandwidth": tuple(BandwidthRun(threads=count, bytes=10**9, ns=(40 * MILLION,) * 3) for count in threads),
         "peak_memory": 50 << 20,
     }
@@ -126,6 +136,28 @@ def test_what_follows_from_the_samples():
     assert found[0].gigabytes is None
 
 
+def test_shares_of_the_time_are_those_of_medians():
+    found = type_shares(make_record(1.0, threads=(1, 2)))
+    assert list(found) == [(phase, count, 0) for count in (1, 2) for phase in ("prompt", "generation")]
+    assert found["generation", 2, 0] == {"IQ1_M": 0.5, "other": 0.4, "F32": 0.1}
+    assert list(found["generation", 1, 0]) == ["IQ1_M", "other", "F32"]
+
+
+def test_a_record_without_types_has_no_table_of_them():
+    record = make_record(1.0, types=())
+    assert "time by type" not in format_text(report_of(record))
+    assert next(csv.DictReader(io.StringIO(format_csv(record))))["time_by_type"] == ""
+    empty = make_record(1.0, types=(TypeRun(file=0, threads=4, prompt_ns={}, generate_ns={}),))
+    assert "not told" in format_text(report_of(empty))
+
+
+def test_what_speaks_against_a_vision_part_is_said():
+    record = make_record(1.0, image=True)
+    image = record.settings.image.model_copy(update={"doubts": ("it is another's",)})
+    settings = record.settings.model_copy(update={"image": image})
+    assert format_text(report_of(record.model_copy(update={"settings": settings}))).endswith("\nit is another's")
+
+
 def test_the_memorys_bandwidth():
     assert bandwidth_rate(make_record(1.0, threads=(1, 2)), 2) == 25
 
@@ -150,6 +182,11 @@ image prompt, 2 tokens, 1 thread
 file          tokens/s   95 % interval  ms/image                               against model-0.gguf
 model-0.gguf     250.0  250.0 .. 250.0     8.000                                                  1
 model-1.gguf     250.0  250.0 .. 250.0     8.000  1.000 (1.000 .. 1.000) no difference beyond noise
+
+time by type, 1 thread
+file                                         prompt                             generation
+model-0.gguf  IQ1_M 50.0 %, F32 25.0 %, other 25.0 %  IQ1_M 50.0 %, other 40.0 %, F32 10.0 %
+model-1.gguf  IQ1_M 50.0 %, F32 25.0 %, other 25.0 %  IQ1_M 50.0 %, other 40.0 %, F32 10.0 %
 
 files
 file           MiB  bits/weight  load ms                          bytes by type
@@ -218,6 +255,8 @@ def test_csv_has_every_number_unrounded():
         assert row["sha256"] == record.files[speed.file].sha256
         assert (row["ratio_to_first"] == "") == (row["verdict"] == "") == (speed.ratio is None)
         assert (row["share_of_bandwidth"] == "") == (speed.phase != "generation")
+        expected = {"prompt": "IQ1_M=0.5 F32=0.25 other=0.25", "generation": "IQ1_M=0.5 other=0.4 F32=0.1"}
+        assert row["time_by_type"] == expected.get(speed.phase, "")
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])

@@ -8,6 +8,7 @@ import ctypes
 import importlib.machinery
 import importlib.util
 import inspect
+import itertools
 import os
 import re
 import resource
@@ -20,6 +21,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import gguf
 import llama_cpp
@@ -28,9 +30,11 @@ import pytest
 from llama_cpp import mtmd_cpp
 
 from luq_gguf import bench
-from luq_gguf.checkpoint import Checkpoint
-from luq_gguf.export import export_text, export_vision
-from luq_gguf.families import find_family
+from luq_gguf.families.text_only import Qwen2
+from luq_gguf.plan import layer_of
+from luq_gguf.profile import DECODER
+from luq_gguf.random_gguf import write_random_gguf
+from tests.exported import export_both
 from tests.pico import HEADS, HIDDEN, build_pico
 
 assert mtmd_cpp  # loads libmtmd, which the native module uses
@@ -41,18 +45,10 @@ STUB = Path(bench.__file__).with_name("_native.pyi")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="threads are pinned on Linux only")
 
 
-def _export(source: Path, folder: Path) -> tuple[Path, Path]:
-    checkpoint = Checkpoint.open(source)
-    family = find_family(checkpoint.config, checkpoint)
-    export_text(checkpoint, family, folder / "pico.gguf", dtype="f16")
-    export_vision(checkpoint, family, folder / "mmproj-pico.gguf")
-    return folder / "pico.gguf", folder / "mmproj-pico.gguf"
-
-
 @pytest.fixture(scope="module")
 def models(pico_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Text model and mmproj of the pico checkpoint."""
-    return _export(pico_checkpoint, tmp_path_factory.mktemp("native"))
+    return export_both(pico_checkpoint, tmp_path_factory.mktemp("native"))
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +66,56 @@ def test_all_samples_come_back(model: Path):
     assert 0 < result["load_ns"] + sum(result["prompt_ns"]) + sum(result["generate_ns"]) < wall
 
 
+def _matrices(model: Path) -> dict[str, int]:
+    """Types of the matrices that tokens are multiplied with, by name."""
+    found = gguf.GGUFReader(model).tensors
+    return {each.name: int(each.tensor_type) for each in found if len(each.shape) > 1 and "token_embd" not in each.name}
+
+
+def test_parts_are_runs_of_products_with_one_type(tmp_path: Path):
+    kinds = (gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.Q4_0)
+    mixed = write_random_gguf(tmp_path / "mixed.gguf", *_mixed(kinds))
+    result = native.decode(mixed, prompt=8, generate=5, threads=1, repeat=2, parts=True)
+    for phase, samples in (("prompt", 2), ("generate", 10)):
+        parts = result[f"{phase}_parts"]
+        found = [kind for kind, _ in parts]
+        assert set(found) == {None, *_matrices(mixed).values()} == {None, *map(int, kinds), 1}
+        assert all(left != right for left, right in itertools.pairwise(found))
+        assert {len(ns) for _, ns in parts} == {samples}
+        layers = [kind for kind in found if kind in (2, 8)]
+        assert [kind for kind, _ in itertools.groupby(layers)] == list(map(int, kinds))
+        assert [kind for kind in found if kind is not None][-1] == 1, "the output matrix comes last"
+        sums = [sum(times) for times in zip(*(ns for _, ns in parts), strict=True)]
+        for whole, total in zip(result[f"{phase}_ns"], sums, strict=True):
+            assert 0.5 * whole < total <= 1.01 * whole
+
+
+def _mixed(kinds: tuple[gguf.GGMLQuantizationType, ...]) -> tuple[Qwen2, dict[str, Any]]:
+    """A decoder of as many layers as types, its output in F16."""
+    sizes = {"num_hidden_layers": len(kinds), "intermediate_size": 512, "hidden_size": 256}
+    family = Qwen2(DECODER | sizes)
+    types = {}
+    for tensor in family.text_tensors():
+        layer = layer_of(tensor.name)
+        kind = gguf.GGMLQuantizationType.F16 if layer is None else kinds[layer]
+        types[tensor.name] = gguf.GGMLQuantizationType.F32 if len(tensor.shape) == 1 else kind
+    return family, types
+
+
+def test_parts_of_a_prompt_in_several_batches(model: Path):
+    result = native.decode(model, prompt=1200, generate=2, threads=2, repeat=2, parts=True)
+    whole = sum(statistics.median(ns) for _, ns in result["prompt_parts"])
+    assert 0.5 < whole / statistics.median(result["prompt_ns"]) < 2
+    assert {kind for kind, _ in result["generate_parts"]} == {None, *_matrices(model).values()}
+
+
+def test_nobody_gets_parts_unasked(model: Path):
+    result = native.decode(model, prompt=2, generate=1, threads=1, repeat=1)
+    assert (result["prompt_parts"], result["generate_parts"]) == ([], [])
+    with_parts = native.decode(model, prompt=2, generate=1, threads=1, repeat=1, parts=True)
+    assert with_parts["kv_bytes"] == result["kv_bytes"] > 0
+
+
 def test_sizes_are_those_of_the_tensors(model: Path):
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(model).tensors}
     result = native.decode(str(model), prompt=1, generate=1, threads=1, repeat=1)
@@ -82,7 +128,7 @@ def test_sizes_are_those_of_the_tensors(model: Path):
 
 
 def test_a_tied_model_reads_its_embeddings_whole(tmp_path: Path):
-    path = _export(build_pico(tmp_path / "Pico-VL-Instruct", tied=True), tmp_path)[0]
+    path = export_both(build_pico(tmp_path / "Pico-VL-Instruct", tied=True), tmp_path)[0]
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     result = native.decode(path, prompt=1, generate=1, threads=1, repeat=1)
     assert "output.weight" not in tensors
@@ -438,8 +484,12 @@ def test_the_stub_says_what_comes_back(models: tuple[Path, Path]):
         "BandwidthResult": native.bandwidth(1, bytes=1),
     }
     assert len(results["DecodeResult"]["prompt_ns"]) == 3
+    parts = native.decode(models[0], prompt=1, generate=1, threads=1, parts=True)["prompt_parts"]
+    assert all(isinstance(part, tuple) and isinstance(part[1], list) for part in parts)
+    assert {type(kind) for kind, _ in parts} == {int, type(None)}
     assert len(results["ImageResult"]["prompt_ns"]) == 1
     for name, result in results.items():
         stubbed = {item.target.id: ast.unparse(item.annotation) for item in classes[name].body}
         kinds = {key: "list[int]" if isinstance(value, list) else type(value).__name__ for key, value in result.items()}
-        assert kinds == stubbed
+        parts = {key: "list[tuple[int | None, list[int]]]" for key in kinds if key.endswith("_parts")}
+        assert kinds | parts == stubbed

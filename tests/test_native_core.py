@@ -9,9 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from luq_gguf.checkpoint import Checkpoint
-from luq_gguf.export import export_text, export_vision
-from luq_gguf.families import find_family
+from tests.exported import export_both
 
 ROOT = Path(__file__).resolve().parent.parent
 FIND = ROOT / "native" / "find_llama_cpp.py"
@@ -37,10 +35,7 @@ def test_find_llama_cpp_says_what_is_missing():
 @pytest.mark.slow
 @pytest.mark.parametrize("driver", ["decode_driver", "bench_driver"])
 def test_the_core_under_sanitizers(pico_checkpoint: Path, tmp_path: Path, driver: str):
-    checkpoint = Checkpoint.open(pico_checkpoint)
-    family = find_family(checkpoint.config, checkpoint)
-    export_text(checkpoint, family, tmp_path / "pico.gguf", dtype="f16")
-    export_vision(checkpoint, family, tmp_path / "mmproj.gguf")
+    pair = export_both(pico_checkpoint, tmp_path)
     _, include, *libraries = subprocess.check_output([sys.executable, FIND], text=True).split(";")
     sources = [*sorted((ROOT / "native").glob("luq_*.c")), ROOT / f"tests/native/{driver}.c"]
     warnings = ("-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion", "-Werror")
@@ -59,7 +54,6 @@ def test_the_core_under_sanitizers(pico_checkpoint: Path, tmp_path: Path, driver
         "ASAN_OPTIONS": "detect_leaks=1",
         "LSAN_OPTIONS": f"suppressions={suppressions}:print_suppressions=0",
     }
-    command = [tmp_path / "driver", tmp_path / "pico.gguf", tmp_path / "mmproj.gguf"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    done = subprocess.run([tmp_path / "driver", *pair], check=False, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""

@@ -16,9 +16,7 @@ import pytest
 from llama_cpp import mtmd_cpp
 
 from luq_gguf import bench
-from luq_gguf.checkpoint import Checkpoint
-from luq_gguf.export import export_text, export_vision
-from luq_gguf.families import find_family
+from tests.exported import export_both
 from tests.picos import build_family
 
 assert mtmd_cpp  # loads libmtmd, which the native module uses
@@ -30,18 +28,10 @@ PATCH = 28  # pixels that become one token of the pico model
 MIB = 2**20
 
 
-def _export(source: Path, folder: Path) -> tuple[Path, Path]:
-    checkpoint = Checkpoint.open(source)
-    family = find_family(checkpoint.config, checkpoint)
-    export_text(checkpoint, family, folder / "pico.gguf", dtype="f16")
-    export_vision(checkpoint, family, folder / "mmproj-pico.gguf")
-    return folder / "pico.gguf", folder / "mmproj-pico.gguf"
-
-
 @pytest.fixture(scope="module")
 def models(pico_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Text model and mmproj of the pico checkpoint."""
-    return _export(pico_checkpoint, tmp_path_factory.mktemp("parts"))
+    return export_both(pico_checkpoint, tmp_path_factory.mktemp("parts"))
 
 
 @pytest.mark.parametrize("kind", WEIGHTS, ids=lambda kind: kind.name)
@@ -229,7 +219,7 @@ def test_an_image_is_encoded_and_read(models: tuple[Path, Path], width: int, hei
 
 @pytest.mark.parametrize("family", ["qwen2-vl", "qwen3-vl", "llava-1.5", "gemma-3"])
 def test_every_family_is_measured(family: str, tmp_path: Path):
-    pair = _export(build_family(tmp_path / "Pico", family), tmp_path)
+    pair = export_both(build_family(tmp_path / "Pico", family), tmp_path)
     for width, height in ((112, 112), (500, 40), (1, 900)):
         result = native.image(*pair, bytes(3 * width * height), width, height, threads=2, repeat=2)
         assert result["tokens"] > 0

@@ -22,7 +22,8 @@ FEW_TYPES = (Q.Q4_K, Q.Q6_K, Q.F16)
 def short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Few types, small matrices, a cache folder of its own."""
     for name, value in {
-        "TYPES": FEW_TYPES, "WIDE": 1024, "LAYERS": 1, "FEW": 2, "MORE": 3, "GENERATED": 4, "PROMPT": 16,
+        "TYPES": FEW_TYPES, "DEEP": (*FEW_TYPES, Q.F16), "GENERATED": 4, "PROMPT": 16, "LONG_PROMPT": 64,
+        "DECODER": profiling.DECODER | {"intermediate_size": 1024},
     }.items():  # fmt: skip
         monkeypatch.setattr(profiling, name, value)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -39,6 +40,10 @@ def test_a_measured_profile_has_every_type_and_number_of_threads(short: Path) ->
         assert set(by_threads) == {1, 2}
         assert all(0 < rates.prompt < 1000 and 0 < rates.generate < 1000 for rates in by_threads.values())
     assert all(1e8 < speed < 1e13 for speed in found.bandwidth.values())
+    for other in found.other.values():
+        assert 0 < other.generate_output < 1000
+        assert 0 <= other.prompt_output < 1000
+        assert 0 <= other.context_channel < 1000
     assert found.prompt == 16
     assert [step for step in steps if step[1] == step[2]], "it never says that it is done"
 

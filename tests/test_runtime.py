@@ -25,10 +25,10 @@ from luq_gguf.checkpoint import Checkpoint
 from luq_gguf.demo import CHECKPOINT, FRESH_SEED
 from luq_gguf.demo.scenes import QUESTION_KINDS, ask_about, draw_scene, make_scene
 from luq_gguf.errors import GGUFError, RunError
-from luq_gguf.export import export_text, export_vision
 from luq_gguf.families import find_family
 from luq_gguf.images import Limits, fit_to_grid, grid_limits, patchify
 from luq_gguf.runtime import BATCH_TOKENS, Runtime
+from tests.exported import export_both
 
 SIZES = [(112, 112), (168, 84), (84, 168)]
 QUESTION = "What is in the picture?"
@@ -91,18 +91,9 @@ def original(request: pytest.FixtureRequest, pico_checkpoint: Path) -> Original:
     return Original(folder, Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval())
 
 
-def export(folder: Path, target: Path, dtype: str) -> tuple[Path, Path]:
-    checkpoint = Checkpoint.open(folder)
-    family = find_family(checkpoint.config, checkpoint)
-    text, vision = target / f"text-{dtype}.gguf", target / f"vision-{dtype}.gguf"
-    export_text(checkpoint, family, text, dtype=dtype)
-    export_vision(checkpoint, family, vision, dtype=dtype)
-    return text, vision
-
-
 @pytest.fixture(scope="module", params=["f32", "f16", "bf16"])
 def files(original: Original, request: pytest.FixtureRequest, tmp_path_factory) -> tuple[Path, Path]:
-    return export(original.folder, tmp_path_factory.mktemp("files"), request.param)
+    return export_both(original.folder, tmp_path_factory.mktemp("files"), request.param)
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +132,7 @@ def test_a_text_needs_no_image(original: Original, runtime: Runtime) -> None:
 
 @pytest.fixture(scope="module")
 def demo_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return export(CHECKPOINT, tmp_path_factory.mktemp("demo"), "f16")
+    return export_both(CHECKPOINT, tmp_path_factory.mktemp("demo"), "f16")
 
 
 def test_the_reference_is_what_the_16_bit_file_says(demo_files: tuple[Path, Path]) -> None:

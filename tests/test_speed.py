@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from luq_gguf.artifacts import Plan, read_record, write_record
 from luq_gguf.errors import BudgetError, RequestError
 from luq_gguf.plan import Budget, PlanInputs, TensorSpec, make_plan, type_size
-from luq_gguf.speed import FixedCosts, Profile, Rates, Tensor, predict, tensors_of
+from luq_gguf.speed import OtherCosts, Profile, Rates, Tensor, predict, tensors_of, workload
 from luq_gguf.speed_budget import AUTO_TYPES, SpeedRule, cheapest_not_slower, gentlest_fast_enough
 from tests.ggufs import WEIGHTS
 
 LAYERS = 4
-FREE = FixedCosts(generate_layer=0, generate_token=0, prompt_layer=0, prompt_token=0)
+KINDS = ("Q6_K", "Q4_K", "IQ1_M")
+FREE = OtherCosts(generate_output=0, generate_token=0, prompt_output=0, prompt_token=0, context_channel=0)
 
 
 def specs_of(low: Q = Q.IQ1_M, high: Q = Q.Q4_K, *, tied: bool = False) -> list[TensorSpec]:
@@ -35,25 +36,48 @@ def plan_of(count: int, low: Q = Q.IQ1_M, *, max_size: int | None = None) -> Pla
     return make_plan(specs_of(low), 1024, tuple(reversed(range(LAYERS))), Budget(count, max_size), inputs)
 
 
-def profile_of(rates: dict[str, float], fixed: FixedCosts = FREE, *, prompt: int = 100) -> Profile:
+def profile_of(rates: dict[str, float], other: OtherCosts = FREE, *, prompt: int = 100) -> Profile:
     """Nanoseconds a weight by type with one thread; prompts cost a tenth."""
     by_type = {kind: {1: Rates(generate=rate, prompt=rate / 10)} for kind, rate in rates.items()}
-    return Profile(cpu="made up", llama_cpp="0", prompt=prompt, rates=by_type, fixed={1: fixed}, bandwidth={1: 1e10})
+    return Profile(cpu="made up", llama_cpp="0", prompt=prompt, rates=by_type, other={1: other}, bandwidth={1: 1e10})
 
 
-def test_a_tokens_time_is_the_sum_of_its_products_and_the_fixed_costs() -> None:
-    fixed = FixedCosts(generate_layer=1000, generate_token=7000, prompt_layer=100, prompt_token=300)
-    profile = profile_of({"Q6_K": 2.0, "Q4_K": 1.0, "IQ1_M": 3.0}, fixed)
+COSTLY = OtherCosts(
+    generate_output=50, generate_token=7000, prompt_output=5, prompt_token=300, context_channel=0.25
+)  # fmt: skip
+
+
+def test_a_tokens_time_is_the_sum_of_its_products_and_what_comes_between() -> None:
+    profile = profile_of({"Q6_K": 2.0, "Q4_K": 1.0, "IQ1_M": 3.0}, COSTLY)
     plan, layer, head = plan_of(1), 7 * 256 * 128, 256 * 512
     found = predict(tensors_of(specs_of(), plan.types), profile, 1)
-    generate = 3 * layer * 1.0 + layer * 3.0 + head * 2.0 + LAYERS * 1000 + 7000
+    generate = 3 * layer * 1.0 + layer * 3.0 + head * 2.0 + LAYERS * 7 * 128 * 50 + 7000
     assert found.generate == pytest.approx(1e9 / generate)
     ffn = 3 * 256 * 128  # of the last layer, which is the low one, for the last token alone
-    prompt = 3 * layer * 0.1 + (layer - ffn + ffn / 100) * 0.3 + head * 0.2 / 100 + LAYERS * 100 + 300
+    prompt = 3 * layer * 0.1 + (layer - ffn + ffn / 100) * 0.3 + head * 0.2 / 100 + 300
+    prompt += (LAYERS * 7 * 128 - 3 * 128 + 3 * 128 / 100) * 5
     assert found.prompt == pytest.approx(1e9 / prompt)
     sizes = {Q.Q4_K: 3, Q.IQ1_M: 1}
     read = sum(count * 7 * type_size(kind, (256, 128)) for kind, count in sizes.items()) + type_size(Q.Q6_K, (256, 512))
     assert found.read_bytes == read
+
+
+def test_a_long_context_costs_generation_for_every_channel_of_the_queries() -> None:
+    tensors, profile = tensors_of(specs_of(), plan_of(1).types), profile_of(dict.fromkeys(KINDS, 1.0), COSTLY)
+    short, same, long = (predict(tensors, profile, 1, context) for context in (None, 100, 4100))
+    assert short == same == predict(tensors, profile, 1, 7)
+    assert 1e9 / long.generate - 1e9 / short.generate == pytest.approx(LAYERS * 128 * 4000 * 0.25)
+    assert long.prompt == short.prompt
+
+
+def test_the_work_of_a_token_by_type() -> None:
+    tensors, head, ffn = tensors_of(specs_of(), plan_of(1).types), 256 * 512, 3 * 256 * 128
+    once, of_prompt = workload(tensors, 1), workload(tensors, 10)
+    layer = 7 * 256 * 128
+    assert once.weights == {"Q6_K": head, "Q4_K": 3 * layer, "IQ1_M": layer}
+    assert once.outputs == LAYERS * 7 * 128
+    expected = {"Q6_K": head / 10, "Q4_K": 3 * layer, "IQ1_M": layer - ffn + ffn / 10}
+    assert of_prompt.weights == pytest.approx(expected)
 
 
 def test_tied_embeddings_are_the_output_matrix() -> None:
@@ -65,12 +89,11 @@ def test_tied_embeddings_are_the_output_matrix() -> None:
 
 @given(rates=st.lists(st.floats(0.01, 100), min_size=3, max_size=3), more=st.floats(1.001, 10))
 def test_a_slower_type_makes_no_plan_faster(rates: list[float], more: float) -> None:
-    kinds = ("Q6_K", "Q4_K", "IQ1_M")
     tensors = tensors_of(specs_of(), plan_of(2).types)
-    before = predict(tensors, profile_of(dict(zip(kinds, rates, strict=True))), 1)
+    before = predict(tensors, profile_of(dict(zip(KINDS, rates, strict=True))), 1)
     for index in range(3):
         slowed = [rate * (more if place == index else 1) for place, rate in enumerate(rates)]
-        after = predict(tensors, profile_of(dict(zip(kinds, slowed, strict=True))), 1)
+        after = predict(tensors, profile_of(dict(zip(KINDS, slowed, strict=True))), 1)
         assert after.generate < before.generate
         assert after.prompt < before.prompt
 

@@ -9,7 +9,7 @@ import pytest
 
 from luq_gguf.artifacts import write_record
 from luq_gguf.profile import TYPES
-from luq_gguf.speed import FixedCosts, Profile, Rates
+from luq_gguf.speed import OtherCosts, Profile, Rates
 from tests.hostile import run
 from tests.program import QUICK, Run, result_of
 
@@ -23,8 +23,8 @@ def write_profile(folder: Path, *, scale: float = 1.0, hard: float = 3.0) -> Pat
     for kind in (kind.name for kind in TYPES):
         cost = scale * (hard if kind in HARD else 0.5 if kind in ("Q2_K", "Q3_K") else 1.0)
         rates[kind] = {1: Rates(generate=cost, prompt=cost / 4)}
-    fixed = FixedCosts(generate_layer=0, generate_token=0, prompt_layer=0, prompt_token=0)
-    profile = Profile(cpu="made up", llama_cpp="0", prompt=128, rates=rates, fixed={1: fixed}, bandwidth={1: 1e10})
+    other = OtherCosts(generate_output=0, generate_token=0, prompt_output=0, prompt_token=0, context_channel=0)
+    profile = Profile(cpu="made up", llama_cpp="0", prompt=128, rates=rates, other={1: other}, bandwidth={1: 1e10})
     path = folder / "profile.json"
     write_record(path, profile)
     return path
@@ -39,6 +39,7 @@ def test_a_plan_says_how_fast_it_will_be(copy_of_converted: Path, tmp_path: Path
     code, out, err = plan(capfd, copy_of_converted, "--low-layers", 1, "--low-type", "Q2_K", "--profile", profile)
     assert code == 0, err
     assert "predicted on made up, 1 threads: " in out
+    assert "; after 4,096 tokens of context " in out
     assert "SLOWER" not in out
     code, out, err = plan(capfd, copy_of_converted, "--low-layers", 2, "--low-type", "IQ1_M", "--profile", profile)
     assert code == 0, err

@@ -310,6 +310,8 @@ def ask(
 
     picture = load_image(image) if image is not None else None
     with Runtime(model, mmproj, threads=threads, context=context) as runtime:
+        if runtime.doubt is not None:
+            typer.echo(f"luq-gguf: mind: {runtime.doubt}", err=True)
         answer = runtime.answer(question, picture, max_tokens=max_tokens)
     if as_json:
         _print_json({"question": question, "answer": answer})

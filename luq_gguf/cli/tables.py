@@ -100,7 +100,8 @@ def _speed_lines(plan: Plan, forecast: Forecast | None, measured: float | None =
     lines = [
         (
             f"predicted on {forecast.cpu}, {forecast.threads} threads: {forecast.plan.generate:.1f} tokens/s, "
-            f"{plan.high_type} alone {against}; prompts {forecast.plan.prompt:.0f}, {forecast.high.prompt:.0f}"
+            f"{plan.high_type} alone {against}; prompts {forecast.plan.prompt:.0f}, {forecast.high.prompt:.0f}; "
+            f"after {forecast.long_context:,} tokens of context {forecast.long.generate:.1f} tokens/s"
         )
     ]
     if forecast.slower:
@@ -178,10 +179,12 @@ def format_profile(profile: Profile) -> str:
         table.add_row(kind, f"{bits:.2f}", *cells)
     lines = []
     for count in profile.threads:
-        fixed = profile.fixed[count]
+        other = profile.other[count]
         lines.append(
-            f"{count} threads: memory reads {profile.bandwidth[count] / 1e9:.1f} GB/s; besides, a layer costs "
-            f"{fixed.generate_layer / 1e3:.0f} us a generated token, a token {fixed.generate_token / 1e3:.0f} us"
+            f"{count} threads: memory reads {profile.bandwidth[count] / 1e9:.1f} GB/s; besides weights, a "
+            f"generated token costs {other.generate_token / 1e3:.0f} us, 1,000 outputs of a layer "
+            f"{other.generate_output:.1f} us, 1,000 tokens of context for 1,000 channels of queries "
+            f"{other.context_channel:.2f} ms"
         )
     if profile.busy:
         lines.append("BUSY: other programs ran meanwhile; measure again when the machine is quiet")

@@ -25,9 +25,12 @@ static void *run(void *data) {
     const job *mine = data;
     luq_decode_result result;
     const luq_status status = luq_decode(mine->model, &mine->request, &result);
+    const size_t parts = result.prompt_parts.count < result.generate_parts.count ? result.prompt_parts.count
+                                                                                 : result.generate_parts.count;
+    const bool parted = (parts > 2) == (status == LUQ_OK && mine->request.parts);
     const bool counted = result.prompt_count == (status == LUQ_OK ? (size_t)mine->request.repeat : 0) &&
                          result.generate_count == result.prompt_count * (size_t)mine->request.generate;
-    if (status != mine->wanted || !counted || strstr(result.error, mine->words) == NULL) {
+    if (status != mine->wanted || !counted || !parted || strstr(result.error, mine->words) == NULL) {
         fprintf(stderr, "%s: status %d, wanted %d, error '%s'\n", mine->model, status, mine->wanted, result.error);
         ((job *)data)->failed = 1;
     }
@@ -46,12 +49,14 @@ int main(int count, char **arguments) {
     job jobs[] = {
         {good, {.prompt = 8, .generate = 4, .threads = 1, .repeat = 2}, LUQ_OK, "", 0},
         {good, {.prompt = 70, .generate = 1, .threads = 2, .repeat = 1}, LUQ_OK, "", 0},
+        {good, {.prompt = 600, .generate = 3, .threads = 2, .repeat = 2, .parts = true}, LUQ_OK, "", 0},
+        {vision, {.prompt = 8, .generate = 4, .threads = 1, .repeat = 2, .parts = true}, LUQ_CANNOT_LOAD, "CLIP", 0},
         {good, {.prompt = 0, .generate = 4, .threads = 1, .repeat = 2}, LUQ_BAD_ARGUMENT, "prompt must be", 0},
         {good, {.prompt = 100000, .generate = 4, .threads = 1, .repeat = 1}, LUQ_BAD_ARGUMENT, "at most", 0},
         {vision, {.prompt = 8, .generate = 4, .threads = 1, .repeat = 2}, LUQ_CANNOT_LOAD, "CLIP", 0},
         {"/nowhere", {.prompt = 8, .generate = 4, .threads = 1, .repeat = 2}, LUQ_CANNOT_LOAD, "No such file", 0},
-        {good, {200, 1, 1, 10000, at_once, &asked[0], NULL, 0}, LUQ_INTERRUPTED, "", 0},
-        {good, {1, 200, 1, 10000, on_third, &asked[1], NULL, 0}, LUQ_INTERRUPTED, "", 0},
+        {good, {200, 1, 1, 10000, at_once, &asked[0], NULL, 0, false}, LUQ_INTERRUPTED, "", 0},
+        {good, {1, 200, 1, 10000, on_third, &asked[1], NULL, 0, true}, LUQ_INTERRUPTED, "", 0},
     };
     const size_t jobs_count = sizeof jobs / sizeof jobs[0];
     int failed = 0;
