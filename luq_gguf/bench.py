@@ -77,16 +77,25 @@ class DecodeSamples:
 
 
 @dataclass(frozen=True)
-class TypeSamples:
-    """Where the time of one file goes: nanoseconds by the type of weights that are multiplied with, or OTHER.
+class Part:
+    """Products with weights of one type that follow each other, or what lies between (OTHER): nanoseconds of each."""
 
-    `prompt_ns` has an entry a prompt, `generate_ns` an entry a token; the times of all types add up to the whole.
+    kind: str
+    ns: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PartSamples:
+    """Where the time of one file goes: `prompt` has a sample a prompt, `generate` one a token.
+
+    Parts stand in the order of computing, and their times add up to the whole. There are none where the graph changes
+    from token to token.
     """
 
     path: str
     threads: int
-    prompt_ns: dict[str, tuple[int, ...]]
-    generate_ns: dict[str, tuple[int, ...]]
+    prompt: tuple[Part, ...]
+    generate: tuple[Part, ...]
 
 
 @dataclass(frozen=True)
@@ -172,7 +181,7 @@ def measure_sweep(
     return [_join(turn, prompt, generate, results) for turn, results in zip(turns, found, strict=True)]
 
 
-def measure_types(
+def measure_parts(
     paths: Sequence[Path],
     *,
     prompt: int,
@@ -180,8 +189,8 @@ def measure_types(
     threads: Sequence[int],
     cpus: Sequence[int] | None = None,
     progress: Progress = silent,
-) -> list[TypeSamples]:
-    """Time one prompt and up to SPLIT_TOKENS tokens of files, cut by type; order and errors as measure_sweep."""
+) -> list[PartSamples]:
+    """Time one prompt and up to SPLIT_TOKENS tokens of files part by part; order and errors as measure_sweep."""
     _check_files(paths, 1)
     native = load_native()
     tokens = min(generate, SPLIT_TOKENS)
@@ -196,9 +205,18 @@ def measure_types(
     turns = [(path, count) for count in threads for path in paths]
     found = _take_turns(decode, turns, 1, "measuring types", progress)
     return [
-        TypeSamples(str(path), count, _by_type(result["prompt_parts"]), _by_type(result["generate_parts"]))
+        PartSamples(str(path), count, _parts(result["prompt_parts"]), _parts(result["generate_parts"]))
         for (path, count), (result,) in zip(turns, found, strict=True)
     ]
+
+
+def sum_by_type(parts: Sequence[Part]) -> dict[str, tuple[int, ...]]:
+    """Nanoseconds by type, decode by decode."""
+    found: dict[str, tuple[int, ...]] = {}
+    for part in parts:
+        before = found.get(part.kind, (0,) * len(part.ns))
+        found[part.kind] = tuple(total + more for total, more in zip(before, part.ns, strict=True))
+    return found
 
 
 def measure_images(
@@ -353,14 +371,8 @@ def _join(turn: Turn, prompt: int, generate: int, results: list[DecodeResult]) -
     )
 
 
-def _by_type(parts: Sequence[tuple[int | None, list[int]]]) -> dict[str, tuple[int, ...]]:
-    """Sums over the parts of each type, decode by decode."""
-    found: dict[str, list[int]] = {}
-    for kind, samples in parts:
-        name = OTHER if kind is None else GGMLQuantizationType(kind).name
-        before = found.get(name, [0] * len(samples))
-        found[name] = [total + more for total, more in zip(before, samples, strict=True)]
-    return {name: tuple(samples) for name, samples in found.items()}
+def _parts(found: Sequence[tuple[int | None, list[int]]]) -> tuple[Part, ...]:
+    return tuple(Part(OTHER if kind is None else GGMLQuantizationType(kind).name, tuple(ns)) for kind, ns in found)
 
 
 def _join_images(turn: Turn, results: list[ImageResult]) -> ImageSamples:

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, AwareDatetime, Field, model_validator
 
 from luq_gguf import __version__
 from luq_gguf.artifacts import Record, sha256_of
-from luq_gguf.bench import MOST_ROUNDS, BandwidthSamples, DecodeSamples, ImageSamples, TypeSamples
+from luq_gguf.bench import MOST_ROUNDS, BandwidthSamples, DecodeSamples, ImageSamples, PartSamples, sum_by_type
 from luq_gguf.gguf_file import GGUFFile
 from luq_gguf.machine import Machine, describe_machine
 from luq_gguf.progress import Progress, silent
@@ -94,7 +94,7 @@ class DecodeRun(Record, strict=True):
 
 
 class TypeRun(Record, strict=True):
-    """Where one file's time goes; see TypeSamples. Nothing is there where a graph changes from token to token."""
+    """Where one file's time goes; see PartSamples. Nothing is there where a graph changes from token to token."""
 
     file: Annotated[int, Field(ge=0)]
     threads: Count
@@ -174,7 +174,7 @@ class Measured:
     decodes: Sequence[DecodeSamples]
     bandwidth: Sequence[BandwidthSamples]
     images: Sequence[ImageSamples] = ()
-    types: Sequence[TypeSamples] = ()
+    parts: Sequence[PartSamples] = ()
 
 
 def make_record(
@@ -191,7 +191,7 @@ def make_record(
         files=tuple(files[path] for path in paths),
         runs=tuple(_decode_run(rank % count, samples) for rank, samples in enumerate(measured.decodes)),
         images=tuple(_image_run(rank % count, samples) for rank, samples in enumerate(measured.images)),
-        types=tuple(_type_run(rank % count, samples) for rank, samples in enumerate(measured.types)),
+        types=tuple(_type_run(rank % count, samples) for rank, samples in enumerate(measured.parts)),
         bandwidth=tuple(BandwidthRun(threads=m.threads, bytes=m.bytes, ns=m.ns) for m in measured.bandwidth),
         peak_memory=max(samples.peak_memory for samples in measured.decodes),
     )
@@ -243,8 +243,9 @@ def _image_run(place: int, samples: ImageSamples) -> ImageRun:
     )  # fmt: skip
 
 
-def _type_run(place: int, samples: TypeSamples) -> TypeRun:
-    return TypeRun(file=place, threads=samples.threads, prompt_ns=samples.prompt_ns, generate_ns=samples.generate_ns)
+def _type_run(place: int, samples: PartSamples) -> TypeRun:
+    prompt, generate = sum_by_type(samples.prompt), sum_by_type(samples.generate)
+    return TypeRun(file=place, threads=samples.threads, prompt_ns=prompt, generate_ns=generate)
 
 
 def _versions() -> Versions:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from luq_gguf.bench import fit_picture, measure_bandwidth, measure_images, measure_sweep, measure_types, require_memory
+from luq_gguf.bench import fit_picture, measure_bandwidth, measure_images, measure_parts, measure_sweep, require_memory
 from luq_gguf.bench_record import BenchRecord, BenchSettings, Measured, describe_image, make_record
 from luq_gguf.errors import RequestError
 from luq_gguf.gguf_file import GGUFFile
@@ -103,7 +103,7 @@ def _measure(request: BenchRequest, sight: Sight | None, progress: Progress) -> 
         files, prompt=request.prompt, generate=request.generate, threads=counts, repeat=rounds, cpus=cpus,
         progress=progress,
     )  # fmt: skip
-    types = measure_types(
+    parts = measure_parts(
         files, prompt=request.prompt, generate=request.generate, threads=counts, cpus=cpus, progress=progress
     )
     images = (
@@ -111,4 +111,4 @@ def _measure(request: BenchRequest, sight: Sight | None, progress: Progress) -> 
         if sight
         else []
     )
-    return Measured(decodes, measure_bandwidth(counts, cpus=cpus, progress=progress), images, types)
+    return Measured(decodes, measure_bandwidth(counts, cpus=cpus, progress=progress), images, parts)

@@ -14,9 +14,10 @@ from luq_gguf.errors import ArtifactError, RequestError
 from luq_gguf.job import SCORES, Settings
 from luq_gguf.layout import Layout, kept_layout
 from luq_gguf.plan import Budget, choose_order
-from luq_gguf.processors import default_threads
+from luq_gguf.processors import cpu_name, default_threads
 from luq_gguf.profile import keep_profile, load_profile, measure_profile
 from luq_gguf.progress import Progress, silent
+from luq_gguf.speed import Profile
 from luq_gguf.speed_budget import AUTO, AUTO_TYPES, Forecast, SpeedRule, cheapest_not_slower, gentlest_fast_enough
 
 LayOut = Callable[[Settings], Layout]
@@ -49,7 +50,22 @@ def speed_rule(settings: Settings, progress: Progress = silent) -> SpeedRule | N
             return None
         known = ", ".join(map(str, profile.threads))
         raise RequestError(f"the profile of {profile.cpu} has no {threads} threads", hint=f"it has {known}")
-    return SpeedRule(profile, threads, settings.min_tps)
+    elsewhere = profile.cpu != cpu_name()
+    return SpeedRule(profile, threads, settings.min_tps, elsewhere, doubt_profile(profile))
+
+
+def doubt_profile(profile: Profile) -> str | None:
+    """In what a profile differs from this machine: CPU and version of llama-cpp-python; or that it was busy."""
+    import llama_cpp
+
+    doubts = []
+    if profile.cpu != cpu_name():
+        doubts.append(f"the profile is of {profile.cpu}, this is {cpu_name()}: nothing is measured here")
+    if profile.llama_cpp != llama_cpp.__version__:
+        doubts.append(f"it was measured with llama-cpp-python {profile.llama_cpp}, this is {llama_cpp.__version__}")
+    if profile.busy:
+        doubts.append("other programs ran while it was measured")
+    return "; ".join(doubts) or None
 
 
 def choose_plan(settings: Settings, scores: LayerScores, lay_out: LayOut, rule: SpeedRule | None) -> Choice:

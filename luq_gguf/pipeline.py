@@ -248,11 +248,12 @@ def make_to_speed(
 ) -> Made:
     """Choose a plan and make its file; where a speed was asked for, measure it, and correct the plan once if it misses.
 
-    The second file is kept whatever it reaches; where no plan is predicted to do better, the first.
+    For another CPU's profile nothing is measured. The second file is kept whatever it reaches; where no plan is
+    predicted to do better, the first.
     """
     choice = choose(rule)
     target = make(choice.plan)
-    if rule is None or rule.least is None or choice.forecast is None:
+    if rule is None or rule.least is None or rule.elsewhere or choice.forecast is None:
         return Made(target, choice)
     measured = _measured(job, target, rule)
     if measured >= rule.least:
@@ -508,6 +509,7 @@ def size_table_of_model(model: str, settings: Settings) -> SizeTable:
         plans = (layout.plan(order, "depth", Budget(count), strict=False) for count in range(family.layers + 1))
         speeds = tuple(rule.forecast(layout.specs, plan).plan.generate for plan in plans)
         notes.append(f"tokens/s predicted for {rule.profile.cpu}, {rule.threads} threads")
+        notes += [f"MIND: {rule.doubt}"] if rule.doubt else []
     inputs = layout.inputs
     return SizeTable(
         model_name(folder), family.layers, inputs.low_type, inputs.high_type, sizes, inputs.source_bytes, tuple(notes),

@@ -11,14 +11,17 @@ import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import psutil
 from gguf.constants import GGMLQuantizationType
 
 from luq_gguf.artifacts import read_record, write_record
-from luq_gguf.bench import OTHER, TypeSamples, measure_bandwidth, measure_types
+from luq_gguf.bench import OTHER, Part, PartSamples, measure_bandwidth, measure_parts
 from luq_gguf.errors import ArtifactError
 from luq_gguf.families.text_only import Qwen2
 from luq_gguf.plan import layer_of
@@ -36,17 +39,21 @@ TYPES = (
 PROMPT, LONG_PROMPT = 128, 512
 GENERATED = 16
 ROUNDS = 2
-DEEP, SHORT = (*TYPES, TYPES[-1]), (Q.Q4_K, Q.Q4_K)
+DEEP, WIDE = (*TYPES, TYPES[-2]), (Q.Q4_K, Q.Q4_K)
 """Types of the layers of two decoders. A prompt's last token alone goes through the last layer's feed-forward part, so
-that the last type has two layers."""
+that one measures no type."""
+FIRST_CACHE = 32 << 10
+"""A core's first data cache in bytes, where the system does not tell."""
 BUSY_PERCENT = 20.0
 LEAST = 1e-6
 """Nanoseconds that nothing falls below, however noisy."""
 DECODER: dict[str, Any] = {
-    "architectures": ["Qwen2ForCausalLM"], "hidden_size": 2048, "intermediate_size": 10752, "num_attention_heads": 16,
-    "num_key_value_heads": 2, "vocab_size": 512, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
+    "architectures": ["Qwen2ForCausalLM"], "vocab_size": 512, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
     "rope_theta": 1e6, "tie_word_embeddings": False,
 }  # fmt: skip
+DEEP_SIZES = {"hidden_size": 1024, "intermediate_size": 18944, "num_attention_heads": 8, "num_key_value_heads": 2}
+"""Rows of 1,024 weights, and in ffn_down of as many as in the 7B models of Qwen: so long that they are slower."""
+WIDE_SIZES = {"hidden_size": 4096, "intermediate_size": 1024, "num_attention_heads": 32, "num_key_value_heads": 8}
 
 
 def profile_path(cpu: str, version: str) -> Path:
@@ -78,8 +85,8 @@ def measure_profile(threads: Sequence[int] = (), progress: Progress = silent) ->
 class Profiler:
     """Writes what is measured into a folder of its own, and measures this CPU as often as wanted; a context manager.
 
-    A decoder with layers of every type tells the types' rates; it and a short one tell the other costs, and the short
-    one after a long prompt those of a context.
+    A deep decoder with layers of every type tells the types' rates; it and a wide one of few layers tell the other
+    costs, and the wide one after a long prompt those of a context.
     """
 
     def __init__(self, threads: Sequence[int] = (), progress: Progress = silent) -> None:
@@ -87,8 +94,8 @@ class Profiler:
         self._folder = tempfile.TemporaryDirectory(prefix="luq-gguf-")
         try:
             folder = Path(self._folder.name)
-            self._deep = _write(folder / "deep.gguf", DEEP, progress)
-            self._short = _write(folder / "short.gguf", SHORT, progress)
+            self._deep = _write(folder / "deep.gguf", DEEP, DEEP_SIZES, progress)
+            self._wide = _write(folder / "wide.gguf", WIDE, WIDE_SIZES, progress)
         except BaseException:
             self._folder.cleanup()
             raise
@@ -104,21 +111,22 @@ class Profiler:
         import llama_cpp
 
         busy = psutil.cpu_percent(interval=1.0) > BUSY_PERCENT
-        deep, short, long = (self._deep, PROMPT), (self._short, PROMPT), (self._short, LONG_PROMPT)
-        turns = [_Turn(*what, count) for count in self.threads for what in (deep, short, long)]
+        deep, wide, long = (self._deep, PROMPT), (self._wide, PROMPT), (self._wide, LONG_PROMPT)
+        turns = [_Turn(*what, count) for count in self.threads for what in (deep, wide, long)]
         costs = _measure(turns, rounds, progress)
         rates: dict[str, dict[int, Rates]] = {kind.name: {} for kind in TYPES}
         other = {}
         for count in self.threads:
-            of_deep, of_short, of_long = (costs[turn] for turn in turns if turn.threads == count)
+            of_deep, of_wide, of_long = (costs[turn] for turn in turns if turn.threads == count)
             for kind, found in _rates(of_deep).items():
                 rates[kind][count] = found
-            other[count] = _other_costs(of_deep, of_short, of_long)
+            other[count] = _other_costs(of_deep, of_wide, of_long)
         memory = measure_bandwidth(self.threads)
         return Profile(
             cpu=cpu_name(),
             llama_cpp=llama_cpp.__version__,
             prompt=PROMPT,
+            cache=_first_cache(),
             rates=rates,
             other=other,
             bandwidth={each.threads: each.bytes * 1e9 / statistics.median(each.ns) for each in memory},
@@ -152,18 +160,35 @@ class _Turn:
 
 
 @dataclass(frozen=True)
+class _Layer:
+    """Nanoseconds of one layer's products with weights: of its long rows (ffn_down), and of the others."""
+
+    kind: str
+    short: float
+    long: float
+
+
+@dataclass(frozen=True)
+class _Times:
+    """Nanoseconds of a token: layer by layer; beside, between the products of all layers; and around them."""
+
+    layers: tuple[_Layer, ...]
+    between: float
+    around: float
+
+
+@dataclass(frozen=True)
 class _Costs:
-    """What tokens do, and the nanoseconds that it takes by type, or OTHER: of a generated token, of one of a prompt."""
+    """What a decoder does for a token, and how long: generating, and of a prompt."""
 
-    generate: dict[str, float]
-    generated: Workload
-    prompt: dict[str, float]
-    prompted: Workload
+    work: Workload
+    generate: _Times
+    prompt: _Times
 
 
-def _write(path: Path, kinds: Sequence[GGMLQuantizationType], progress: Progress) -> _Decoder:
+def _write(path: Path, kinds: Sequence[GGMLQuantizationType], sizes: Mapping[str, int], progress: Progress) -> _Decoder:
     """A decoder with a layer of each type."""
-    family = Qwen2(DECODER | {"num_hidden_layers": len(kinds)})
+    family = Qwen2({**DECODER, **sizes, "num_hidden_layers": len(kinds)})
     types = {
         tensor.name: Q.F32 if len(tensor.shape) == 1 else kinds[layer_of(tensor.name) or 0]
         for tensor in family.text_tensors()
@@ -177,54 +202,82 @@ def _write(path: Path, kinds: Sequence[GGMLQuantizationType], progress: Progress
 
 
 def _measure(turns: Sequence[_Turn], rounds: int, progress: Progress) -> dict[_Turn, _Costs]:
-    samples: dict[_Turn, list[TypeSamples]] = {turn: [] for turn in turns}
+    samples: dict[_Turn, list[PartSamples]] = {turn: [] for turn in turns}
     for done, turn in enumerate(list(turns) * rounds):
         progress("measuring types", done, len(turns) * rounds)
-        samples[turn] += measure_types(
+        samples[turn] += measure_parts(
             [turn.decoder.path], prompt=turn.prompt, generate=GENERATED, threads=[turn.threads]
         )
     progress("measuring types", len(turns) * rounds, len(turns) * rounds)
     return {turn: _costs(turn, found) for turn, found in samples.items()}
 
 
-def _costs(turn: _Turn, found: Sequence[TypeSamples]) -> _Costs:
-    kinds = found[0].prompt_ns
-    return _Costs(
-        {kind: statistics.median(ns for each in found for ns in each.generate_ns[kind]) for kind in kinds},
-        workload(turn.decoder.tensors, 1),
-        {kind: statistics.median(ns for each in found for ns in each.prompt_ns[kind]) / turn.prompt for kind in kinds},
-        workload(turn.decoder.tensors, turn.prompt),
-    )
+def _costs(turn: _Turn, found: Sequence[PartSamples]) -> _Costs:
+    generate, prompt = (_medians([getattr(each, what) for each in found]) for what in ("generate", "prompt"))
+    return _Costs(workload(turn.decoder.tensors), _times(generate, 1), _times(prompt, turn.prompt))
+
+
+def _medians(found: Sequence[Sequence[Part]]) -> list[tuple[str, float]]:
+    """Type and nanoseconds of every part, over all samples."""
+    return [
+        (parts[0].kind, statistics.median(ns for part in parts for ns in part.ns)) for parts in zip(*found, strict=True)
+    ]
+
+
+def _times(parts: Sequence[tuple[str, float]], tokens: int) -> _Times:
+    """The long rows are a layer's last part, since activations lie before them; neighbours differ in type."""
+    products = [part for part in parts if part[0] != OTHER]
+    other = [time / tokens for kind, time in parts if kind == OTHER]
+    layers = []
+    for kind, run in groupby(products, key=itemgetter(0)):
+        times = [time / tokens for _, time in run]
+        layers.append(_Layer(kind, sum(times[:-1]), times[-1]))
+    return _Times(tuple(layers), sum(other[1:-1]), other[0] + other[-1])
 
 
 def _rates(deep: _Costs) -> dict[str, Rates]:
-    return {
-        kind: Rates(
-            generate=max(LEAST, deep.generate[kind] / deep.generated.weights[kind]),
-            prompt=max(LEAST, deep.prompt[kind] / deep.prompted.weights[kind]),
+    hidden, units = DEEP_SIZES["hidden_size"], DEEP_SIZES["intermediate_size"]
+    kv = hidden // DEEP_SIZES["num_attention_heads"] * DEEP_SIZES["num_key_value_heads"]
+    short, long = 2 * hidden * (hidden + kv + units), hidden * units
+    found = {}
+    for kind, generate, prompt in zip(TYPES, deep.generate.layers, deep.prompt.layers, strict=False):
+        assert kind.name == generate.kind == prompt.kind
+        found[kind.name] = Rates(
+            generate=max(LEAST, generate.short / short),
+            generate_long=max(LEAST, generate.long / long),
+            prompt=max(LEAST, (prompt.short + prompt.long) / (short + long)),
         )
-        for kind in deep.generated.weights
-    }
+    return found
 
 
-def _other_costs(deep: _Costs, short: _Costs, long: _Costs) -> OtherCosts:
-    """Two decoders tell what an output costs and what a token, and the context of one what a token of it does."""
-    generate = _line(deep.generate, deep.generated, short.generate, short.generated)
-    prompt = _line(deep.prompt, deep.prompted, short.prompt, short.prompted)
-    channels = len(SHORT) * DECODER["hidden_size"]
-    longer = (long.generate[OTHER] - short.generate[OTHER]) / (LONG_PROMPT - PROMPT)
+def _other_costs(deep: _Costs, wide: _Costs, long: _Costs) -> OtherCosts:
+    """Two decoders tell what a channel and a unit cost, and the context of one what a token of it does."""
+    generate_units = [costs.work.units + costs.work.last_units for costs in (deep, wide)]
+    generate = _channel_and_unit(deep.work, wide.work, generate_units, deep.generate.between, wide.generate.between)
+    prompt_units = [costs.work.units for costs in (deep, wide)]
+    prompt = _channel_and_unit(deep.work, wide.work, prompt_units, deep.prompt.between, wide.prompt.between)
+    longer = (long.generate.between - wide.generate.between) / (LONG_PROMPT - PROMPT)
     return OtherCosts(
-        generate_output=generate[0],
-        generate_token=generate[1],
-        prompt_output=prompt[0],
-        prompt_token=prompt[1],
-        context_channel=max(0.0, longer / channels),
+        generate_channel=generate[0],
+        generate_unit=generate[1],
+        generate_token=deep.generate.around,
+        prompt_channel=prompt[0],
+        prompt_unit=prompt[1],
+        prompt_token=deep.prompt.around,
+        context_channel=max(0.0, longer / wide.work.channels),
     )
 
 
-def _line(
-    deep: Mapping[str, float], much: Workload, short: Mapping[str, float], little: Workload
+def _channel_and_unit(
+    deep: Workload, wide: Workload, units: Sequence[int], of_deep: float, of_wide: float
 ) -> tuple[float, float]:
-    """What an output costs, and what there is besides."""
-    output = max(0.0, (deep[OTHER] - short[OTHER]) / (much.outputs - little.outputs))
-    return output, max(0.0, short[OTHER] - little.outputs * output)
+    """Two equations, channels * x + units * y = time; neither falls below nothing."""
+    found = np.linalg.solve([[deep.channels, units[0]], [wide.channels, units[1]]], [of_deep, of_wide])
+    return max(0.0, float(found[0])), max(0.0, float(found[1]))
+
+
+def _first_cache() -> int:
+    try:
+        return os.sysconf("SC_LEVEL1_DCACHE_SIZE") or FIRST_CACHE
+    except (ValueError, OSError):
+        return FIRST_CACHE

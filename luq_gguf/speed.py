@@ -2,8 +2,8 @@
 
 Pure: no files, no llama.cpp. A token's time is the time of its matrix products, each at the rate that its type was
 measured at with data out of the cache (so the slower of arithmetic and memory is in it); of attention to the tokens
-before it, whose keys and values are read; and of what comes between, which grows with the numbers that the matrices
-give ("outputs"). Times are in nanoseconds.
+before it, whose keys and values are read; and of what comes between, which grows with the model's width. Times are in
+nanoseconds.
 """
 
 from __future__ import annotations
@@ -21,27 +21,47 @@ from luq_gguf.errors import RequestError
 from luq_gguf.plan import TensorSpec, layer_of, type_size
 
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
-QUERIES = ".attn_q.weight"
+QUERIES, UNITS = ".attn_q.weight", ".ffn_up.weight"
+"""Whose rows are the channels of the queries, and the units of a feed-forward part."""
+FLOAT_BYTES, ROUNDED_BYTES = {"F32": 4.0, "F16": 2.0, "BF16": 2.0}, 292 / 256
+"""What a number takes that a row is multiplied with, by the row's type: as it is, or rounded to 8 bits (Q8_K)."""
+RAMP = (0.36, 0.54)
+"""Shares of the first cache from which on rows are long in part, and wholly. Measured with 32 KiB: 12 and 17."""
 
 
 class Rates(Record):
-    """Of one type with one number of threads, nanoseconds a weight: for one token, and a token of a long prompt."""
+    """Of one type with one number of threads, nanoseconds a weight: for one token, and a token of a long prompt.
+
+    For one token there are two rates: `generate` where the numbers that a row is multiplied with stay in the first
+    cache, beside the weights that stream through it, and `generate_long` where they do not. Which holds depends on the
+    row's length.
+    """
 
     generate: float = Field(gt=0)
+    generate_long: float = Field(gt=0)
     prompt: float = Field(gt=0)
+
+    def generated(self, kind: str, columns: int, cache: int) -> float:
+        """For one token, with rows of so many weights and a first cache of so many bytes."""
+        low, high = (share * cache for share in RAMP)
+        bytes_each = FLOAT_BYTES.get(kind, ROUNDED_BYTES)
+        long = min(1.0, max(0.0, (columns * bytes_each - low) / (high - low)))
+        return (1 - long) * self.generate + long * self.generate_long
 
 
 class OtherCosts(Record):
-    """Nanoseconds beside the products with weights, with one number of threads.
+    """Nanoseconds beside the products with weights, with one number of threads; each is for a token.
 
-    `*_output` are for each token and number that a layer's matrices give, attention to a short context included,
-    `*_token` for each token; `context_channel` is for each generated token, channel of a layer's queries, and token of
-    the context beyond the profile's prompt.
+    `*_channel` are for a channel of a layer's queries (attention to a short context, norms, rotation), `*_unit` for a
+    unit of a layer's feed-forward part, `*_token` once. `context_channel` is for a channel, too, when generating, and a
+    token of the context beyond the profile's prompt.
     """
 
-    generate_output: float = Field(ge=0)
+    generate_channel: float = Field(ge=0)
+    generate_unit: float = Field(ge=0)
     generate_token: float = Field(ge=0)
-    prompt_output: float = Field(ge=0)
+    prompt_channel: float = Field(ge=0)
+    prompt_unit: float = Field(ge=0)
     prompt_token: float = Field(ge=0)
     context_channel: float = Field(ge=0)
 
@@ -49,13 +69,15 @@ class OtherCosts(Record):
 class Profile(Record):
     """What was measured once on a CPU; `rates` by type and threads, `bandwidth` in bytes a second by threads.
 
-    `prompt` is the number of tokens of the prompts that were measured, and of the context when generating.
+    `prompt` is the number of tokens of the prompts that were measured, and of the context when generating; `cache` the
+    size of a core's first data cache in bytes.
     """
 
     format: Literal["luq-gguf profile 1"] = "luq-gguf profile 1"
     cpu: str
     llama_cpp: str
     prompt: int = Field(ge=1)
+    cache: int = Field(ge=1)
     rates: dict[str, dict[int, Rates]]
     other: dict[int, OtherCosts]
     bandwidth: dict[int, float]
@@ -86,12 +108,23 @@ class Tensor:
         return prod(self.shape[1:])
 
 
+Rows = tuple[str, int]
+"""Rows of weights: their type, and how long they are."""
+
+
 @dataclass(frozen=True)
 class Workload:
-    """What a token costs: weights that it is multiplied with, by type, and numbers that the layers' matrices give."""
+    """What tokens are multiplied with, weights by their rows; and channels of queries, and feed-forward units.
 
-    weights: dict[str, float]
-    outputs: float
+    `every` and `units` are those of every token of a prompt, `last*` those of its last token alone; a generated token
+    has both. Channels are those of all tokens.
+    """
+
+    every: dict[Rows, int]
+    last: dict[Rows, int]
+    channels: int
+    units: int
+    last_units: int
 
 
 @dataclass(frozen=True)
@@ -117,31 +150,43 @@ def predict(tensors: Sequence[Tensor], profile: Profile, threads: int, context: 
     if threads not in profile.other:
         known = ", ".join(map(str, profile.threads))
         raise RequestError(f"the profile of {profile.cpu} has no {threads} threads", hint=f"it has {known}")
-    other, once, each = profile.other[threads], workload(tensors, 1), workload(tensors, profile.prompt)
-    rates = {kind: _rates(profile, kind, threads) for kind in once.weights}
+    work, other = workload(tensors), profile.other[threads]
+
+    def one_token(weights: Mapping[Rows, int]) -> float:
+        return sum(
+            count * _rates(profile, kind, threads).generated(kind, columns, profile.cache)
+            for (kind, columns), count in weights.items()
+        )
+
+    last = one_token(work.last)
+    generate = last + one_token(work.every)
+    prompt = last / profile.prompt
+    prompt += sum(count * _rates(profile, kind, threads).prompt for (kind, _), count in work.every.items())
     beyond = 0 if context is None else max(0, context - profile.prompt)
-    channels = sum(tensor.outputs for tensor in tensors if tensor.name.endswith(QUERIES))
-    generate = sum(weights * rates[kind].generate for kind, weights in once.weights.items())
-    prompt = sum(weights * rates[kind].prompt for kind, weights in each.weights.items())
-    generate += once.outputs * other.generate_output + beyond * channels * other.context_channel
+    generate += work.channels * (other.generate_channel + beyond * other.context_channel)
+    generate += (work.units + work.last_units) * other.generate_unit
+    prompt += work.channels * other.prompt_channel + work.units * other.prompt_unit
     return Speed(
         generate=1e9 / (generate + other.generate_token),
-        prompt=1e9 / (prompt + each.outputs * other.prompt_output + other.prompt_token),
+        prompt=1e9 / (prompt + other.prompt_token),
         read_bytes=sum(type_size(_kind(tensor), tensor.shape) for tensor in multiplied(tensors)),
     )
 
 
-def workload(tensors: Sequence[Tensor], prompt: int) -> Workload:
-    """What a token of a prompt of so many tokens costs on average; with one token, what a generated one does."""
+def workload(tensors: Sequence[Tensor]) -> Workload:
+    """What a model of these matrices does for a token."""
     used = multiplied(tensors)
-    last = max((layer_of(tensor.name) or 0 for tensor in used), default=0)
-    weights: dict[str, float] = {}
-    outputs = 0.0
+    final = max((layer_of(tensor.name) or 0 for tensor in used), default=0)
+    every: dict[Rows, int] = {}
+    last: dict[Rows, int] = {}
+    units = {False: 0, True: 0}
     for tensor in used:
-        share = 1 / prompt if _of_last_token(tensor.name, last) else 1.0
-        weights[tensor.kind] = weights.get(tensor.kind, 0) + share * tensor.weights
-        outputs += share * tensor.outputs if layer_of(tensor.name) is not None else 0
-    return Workload(weights, outputs)
+        of_last = _of_last_token(tensor.name, final)
+        weights, rows = last if of_last else every, (tensor.kind, tensor.shape[0])
+        weights[rows] = weights.get(rows, 0) + tensor.weights
+        units[of_last] += tensor.outputs if tensor.name.endswith(UNITS) else 0
+    channels = sum(tensor.outputs for tensor in used if tensor.name.endswith(QUERIES))
+    return Workload(every, last, channels, units[False], units[True])
 
 
 def multiplied(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -24,7 +24,7 @@ LONG_CONTEXT = 4096
 class Forecast:
     """Tokens a second that a plan and the high type alone are predicted to reach on a CPU.
 
-    `long` is the plan's speed after a context of `long_context` tokens.
+    `long` is the plan's speed after a context of `long_context` tokens, `doubt` what else than the plan may matter.
     """
 
     cpu: str
@@ -33,6 +33,7 @@ class Forecast:
     high: Speed
     long: Speed
     long_context: int = LONG_CONTEXT
+    doubt: str | None = None
 
     @property
     def slower(self) -> bool:
@@ -47,11 +48,17 @@ class Forecast:
 
 @dataclass(frozen=True)
 class SpeedRule:
-    """A CPU's profile, how many threads will run, and the tokens a second that are to be reached, if any."""
+    """A CPU's profile, how many threads will run, and the tokens a second that are to be reached, if any.
+
+    `elsewhere` says that it is another CPU than this one, so that nothing measured here tells of it; `doubt` is what
+    makes the profile doubtful here.
+    """
 
     profile: Profile
     threads: int
     least: float | None = None
+    elsewhere: bool = False
+    doubt: str | None = None
 
     def forecast(self, specs: Sequence[TensorSpec], plan: Plan) -> Forecast:
         """What a plan of these tensors is predicted to reach."""
@@ -63,6 +70,7 @@ class SpeedRule:
             plan=predict(planned, self.profile, self.threads),
             high=predict(alone, self.profile, self.threads),
             long=predict(planned, self.profile, self.threads, LONG_CONTEXT),
+            doubt=self.doubt,
         )
 
 

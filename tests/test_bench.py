@@ -21,9 +21,10 @@ from luq_gguf.bench import (
     measure_decode,
     measure_files,
     measure_images,
+    measure_parts,
     measure_sweep,
-    measure_types,
     require_memory,
+    sum_by_type,
 )
 from luq_gguf.errors import GGUFError, RequestError, RunError
 from luq_gguf.processors import default_threads
@@ -113,7 +114,7 @@ def test_what_a_token_reads_and_a_context_holds(models: dict[str, Path]):
 def test_where_the_time_goes(models: dict[str, Path]):
     heard = []
     paths = [models["f16"], models["f32"]]
-    found = measure_types(
+    found = measure_parts(
         paths,
         prompt=8,
         generate=40,
@@ -123,10 +124,13 @@ def test_where_the_time_goes(models: dict[str, Path]):
     assert heard == [("measuring types", done, 4) for done in range(5)]
     assert [(each.path, each.threads) for each in found] == [(str(path), count) for count in (1, 2) for path in paths]
     for each, kinds in zip(found, [{"F16", "other"}, {"F32", "other"}] * 2, strict=True):
-        assert set(each.prompt_ns) == set(each.generate_ns) == kinds
-        assert {len(samples) for samples in each.prompt_ns.values()} == {1}
-        assert {len(samples) for samples in each.generate_ns.values()} == {16}
-        assert all(ns > 0 for samples in each.generate_ns.values() for ns in samples)
+        assert {part.kind for part in each.prompt} == {part.kind for part in each.generate} == kinds
+        assert {len(part.ns) for part in each.prompt} == {1}
+        assert {len(part.ns) for part in each.generate} == {16}
+        totals = sum_by_type(each.generate)
+        assert set(totals) == kinds
+        for token in range(16):
+            assert sum(ns[token] for ns in totals.values()) == sum(part.ns[token] for part in each.generate) > 0
 
 
 def test_images_take_turns(models: dict[str, Path]):

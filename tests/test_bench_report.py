@@ -184,7 +184,7 @@ model-0.gguf     250.0  250.0 .. 250.0     8.000                                
 model-1.gguf     250.0  250.0 .. 250.0     8.000  1.000 (1.000 .. 1.000) no difference beyond noise
 
 time by type, 1 thread
-file                                         prompt                             generation
+file                                          prompt                              generation
 model-0.gguf  IQ1_M 50.0 %, F32 25.0 %, other 25.0 %  IQ1_M 50.0 %, other 40.0 %, F32 10.0 %
 model-1.gguf  IQ1_M 50.0 %, F32 25.0 %, other 25.0 %  IQ1_M 50.0 %, other 40.0 %, F32 10.0 %
 

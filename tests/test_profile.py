@@ -22,8 +22,9 @@ FEW_TYPES = (Q.Q4_K, Q.Q6_K, Q.F16)
 def short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Few types, small matrices, a cache folder of its own."""
     for name, value in {
-        "TYPES": FEW_TYPES, "DEEP": (*FEW_TYPES, Q.F16), "GENERATED": 4, "PROMPT": 16, "LONG_PROMPT": 64,
-        "DECODER": profiling.DECODER | {"intermediate_size": 1024},
+        "TYPES": FEW_TYPES, "DEEP": (*FEW_TYPES, Q.Q6_K), "GENERATED": 4, "PROMPT": 16, "LONG_PROMPT": 64,
+        "DEEP_SIZES": profiling.DEEP_SIZES | {"intermediate_size": 2048},
+        "WIDE_SIZES": profiling.WIDE_SIZES | {"hidden_size": 2048, "num_attention_heads": 16},
     }.items():  # fmt: skip
         monkeypatch.setattr(profiling, name, value)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -38,12 +39,15 @@ def test_a_measured_profile_has_every_type_and_number_of_threads(short: Path) ->
     assert set(found.rates) == {kind.name for kind in FEW_TYPES}
     for by_threads in found.rates.values():
         assert set(by_threads) == {1, 2}
-        assert all(0 < rates.prompt < 1000 and 0 < rates.generate < 1000 for rates in by_threads.values())
+        for rates in by_threads.values():
+            assert all(0 < rate < 1000 for rate in (rates.prompt, rates.generate, rates.generate_long))
     assert all(1e8 < speed < 1e13 for speed in found.bandwidth.values())
     for other in found.other.values():
-        assert 0 < other.generate_output < 1000
-        assert 0 <= other.prompt_output < 1000
+        assert 0 < other.generate_channel + other.generate_unit < 10_000
+        assert 0 < other.prompt_channel + other.prompt_unit < 10_000
         assert 0 <= other.context_channel < 1000
+        assert 0 < other.generate_token < 1e8
+    assert 1 << 10 <= found.cache <= 1 << 20
     assert found.prompt == 16
     assert [step for step in steps if step[1] == step[2]], "it never says that it is done"
 

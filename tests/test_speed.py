@@ -18,7 +18,10 @@ from tests.ggufs import WEIGHTS
 
 LAYERS = 4
 KINDS = ("Q6_K", "Q4_K", "IQ1_M")
-FREE = OtherCosts(generate_output=0, generate_token=0, prompt_output=0, prompt_token=0, context_channel=0)
+FREE = OtherCosts(
+    generate_channel=0, generate_unit=0, generate_token=0, prompt_channel=0, prompt_unit=0, prompt_token=0,
+    context_channel=0,
+)  # fmt: skip
 
 
 def specs_of(low: Q = Q.IQ1_M, high: Q = Q.Q4_K, *, tied: bool = False) -> list[TensorSpec]:
@@ -38,12 +41,17 @@ def plan_of(count: int, low: Q = Q.IQ1_M, *, max_size: int | None = None) -> Pla
 
 def profile_of(rates: dict[str, float], other: OtherCosts = FREE, *, prompt: int = 100) -> Profile:
     """Nanoseconds a weight by type with one thread; prompts cost a tenth."""
-    by_type = {kind: {1: Rates(generate=rate, prompt=rate / 10)} for kind, rate in rates.items()}
-    return Profile(cpu="made up", llama_cpp="0", prompt=prompt, rates=by_type, other={1: other}, bandwidth={1: 1e10})
+    by_type = {
+        kind: {1: Rates(generate=rate, generate_long=3 * rate, prompt=rate / 10)} for kind, rate in rates.items()
+    }
+    return Profile(
+        cpu="made up", llama_cpp="0", prompt=prompt, cache=1 << 15, rates=by_type, other={1: other}, bandwidth={1: 1e10}
+    )
 
 
 COSTLY = OtherCosts(
-    generate_output=50, generate_token=7000, prompt_output=5, prompt_token=300, context_channel=0.25
+    generate_channel=50, generate_unit=20, generate_token=7000, prompt_channel=5, prompt_unit=2, prompt_token=300,
+    context_channel=0.25,
 )  # fmt: skip
 
 
@@ -51,11 +59,11 @@ def test_a_tokens_time_is_the_sum_of_its_products_and_what_comes_between() -> No
     profile = profile_of({"Q6_K": 2.0, "Q4_K": 1.0, "IQ1_M": 3.0}, COSTLY)
     plan, layer, head = plan_of(1), 7 * 256 * 128, 256 * 512
     found = predict(tensors_of(specs_of(), plan.types), profile, 1)
-    generate = 3 * layer * 1.0 + layer * 3.0 + head * 2.0 + LAYERS * 7 * 128 * 50 + 7000
+    generate = 3 * layer * 1.0 + layer * 3.0 + head * 2.0 + LAYERS * 128 * (50 + 20) + 7000
     assert found.generate == pytest.approx(1e9 / generate)
     ffn = 3 * 256 * 128  # of the last layer, which is the low one, for the last token alone
-    prompt = 3 * layer * 0.1 + (layer - ffn + ffn / 100) * 0.3 + head * 0.2 / 100 + 300
-    prompt += (LAYERS * 7 * 128 - 3 * 128 + 3 * 128 / 100) * 5
+    prompt = 3 * layer * 0.1 + (layer - ffn) * 0.3 + (ffn * 3.0 + head * 2.0) / 100 + 300
+    prompt += LAYERS * 128 * 5 + (LAYERS - 1) * 128 * 2
     assert found.prompt == pytest.approx(1e9 / prompt)
     sizes = {Q.Q4_K: 3, Q.IQ1_M: 1}
     read = sum(count * 7 * type_size(kind, (256, 128)) for kind, count in sizes.items()) + type_size(Q.Q6_K, (256, 512))
@@ -71,13 +79,24 @@ def test_a_long_context_costs_generation_for_every_channel_of_the_queries() -> N
 
 
 def test_the_work_of_a_token_by_type() -> None:
-    tensors, head, ffn = tensors_of(specs_of(), plan_of(1).types), 256 * 512, 3 * 256 * 128
-    once, of_prompt = workload(tensors, 1), workload(tensors, 10)
-    layer = 7 * 256 * 128
-    assert once.weights == {"Q6_K": head, "Q4_K": 3 * layer, "IQ1_M": layer}
-    assert once.outputs == LAYERS * 7 * 128
-    expected = {"Q6_K": head / 10, "Q4_K": 3 * layer, "IQ1_M": layer - ffn + ffn / 10}
-    assert of_prompt.weights == pytest.approx(expected)
+    found, layer, ffn = workload(tensors_of(specs_of(), plan_of(1).types)), 7 * 256 * 128, 3 * 256 * 128
+    assert found.every == {("Q4_K", 256): 3 * layer, ("IQ1_M", 256): layer - ffn}
+    assert found.last == {("Q6_K", 256): 256 * 512, ("IQ1_M", 256): ffn}
+    assert (found.channels, found.units, found.last_units) == (LAYERS * 128, (LAYERS - 1) * 128, 128)
+
+
+@pytest.mark.parametrize(
+    ("kind", "columns", "share"),
+    [("Q4_K", 10_240, 0), ("Q4_K", 15_872, 1), ("F16", 5_632, 0), ("F16", 9_216, 1), ("Q4_K", 12_800, 0.4754)],
+)
+def test_long_rows_have_a_rate_of_their_own(kind: str, columns: int, share: float) -> None:
+    """With 32 KiB of cache: the rate changes between 11,796 and 17,695 bytes of 8-bit numbers with their scales."""
+    rates = Rates(generate=1.0, generate_long=3.0, prompt=1.0)
+    assert rates.generated(kind, columns, 1 << 15) == pytest.approx(1 + 2 * share, abs=1e-3)
+    profile = profile_of({kind: 1.0})
+    found = predict([Tensor("blk.0.ffn_down.weight", (columns, 512), kind)], profile, 1)
+    assert found.generate == pytest.approx(1e9 / (columns * 512 * (1 + 2 * share)), rel=1e-3)
+    assert found.prompt == pytest.approx(100 * found.generate), "of a prompt, one token alone"
 
 
 def test_tied_embeddings_are_the_output_matrix() -> None:

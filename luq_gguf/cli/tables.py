@@ -106,6 +106,8 @@ def _speed_lines(plan: Plan, forecast: Forecast | None, measured: float | None =
     ]
     if forecast.slower:
         lines.append(f"SLOWER: on this CPU the file will be smaller than {plan.high_type} alone, but not faster")
+    if forecast.doubt is not None:
+        lines.append(f"MIND: {forecast.doubt}")
     if measured is not None:
         lines.append(f"measured: {measured:.1f} tokens/s")
     return lines
@@ -182,9 +184,8 @@ def format_profile(profile: Profile) -> str:
         other = profile.other[count]
         lines.append(
             f"{count} threads: memory reads {profile.bandwidth[count] / 1e9:.1f} GB/s; besides weights, a "
-            f"generated token costs {other.generate_token / 1e3:.0f} us, 1,000 outputs of a layer "
-            f"{other.generate_output:.1f} us, 1,000 tokens of context for 1,000 channels of queries "
-            f"{other.context_channel:.2f} ms"
+            f"generated token costs {other.generate_token / 1e3:.0f} us, 1,000 channels of a layer "
+            f"{other.generate_channel:.0f} us, and {other.context_channel:.2f} ms more with 1,000 tokens of context"
         )
     if profile.busy:
         lines.append("BUSY: other programs ran meanwhile; measure again when the machine is quiet")
