@@ -39,8 +39,8 @@ TYPES = (
 PROMPT, LONG_PROMPT = 128, 512
 GENERATED = 16
 ROUNDS = 2
-DEEP, WIDE = (*TYPES, TYPES[-2]), (Q.Q4_K, Q.Q4_K)
-"""Types of the layers of two decoders. A prompt's last token alone goes through the last layer's feed-forward part, so
+LAYERS, CONTEXT_LAYERS = (*TYPES, TYPES[-2]), (Q.Q4_K, Q.Q4_K)
+"""Types of the layers of decoders. A prompt's last token alone goes through the last layer's feed-forward part, so
 that one measures no type."""
 FIRST_CACHE = 32 << 10
 """A core's first data cache in bytes, where the system does not tell."""
@@ -51,9 +51,10 @@ DECODER: dict[str, Any] = {
     "architectures": ["Qwen2ForCausalLM"], "vocab_size": 512, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
     "rope_theta": 1e6, "tie_word_embeddings": False,
 }  # fmt: skip
-DEEP_SIZES = {"hidden_size": 1024, "intermediate_size": 18944, "num_attention_heads": 8, "num_key_value_heads": 2}
-"""Rows of 1,024 weights, and in ffn_down of as many as in the 7B models of Qwen: so long that they are slower."""
-WIDE_SIZES = {"hidden_size": 4096, "intermediate_size": 1024, "num_attention_heads": 32, "num_key_value_heads": 8}
+WIDE = {"hidden_size": 3584, "intermediate_size": 1024, "num_attention_heads": 28, "num_key_value_heads": 4}
+LONG = {"hidden_size": 512, "intermediate_size": 18944, "num_attention_heads": 4, "num_key_value_heads": 4}
+"""Two decoders with rows as they are in the 7B models of Qwen, but not as many of them; ffn_down of LONG has the long
+ones, which are slower, and of WIDE short ones, which tell what a row costs."""
 
 
 def profile_path(cpu: str, version: str) -> Path:
@@ -85,8 +86,8 @@ def measure_profile(threads: Sequence[int] = (), progress: Progress = silent) ->
 class Profiler:
     """Writes what is measured into a folder of its own, and measures this CPU as often as wanted; a context manager.
 
-    A deep decoder with layers of every type tells the types' rates; it and a wide one of few layers tell the other
-    costs, and the wide one after a long prompt those of a context.
+    Two decoders with layers of every type, WIDE and LONG, tell the types' rates and the other costs; a small one after
+    a short and a long prompt tells those of a context.
     """
 
     def __init__(self, threads: Sequence[int] = (), progress: Progress = silent) -> None:
@@ -94,8 +95,9 @@ class Profiler:
         self._folder = tempfile.TemporaryDirectory(prefix="luq-gguf-")
         try:
             folder = Path(self._folder.name)
-            self._deep = _write(folder / "deep.gguf", DEEP, DEEP_SIZES, progress)
-            self._wide = _write(folder / "wide.gguf", WIDE, WIDE_SIZES, progress)
+            self._wide = _write(folder / "wide.gguf", LAYERS, WIDE, progress)
+            self._long = _write(folder / "long.gguf", LAYERS, LONG, progress)
+            self._context = _write(folder / "context.gguf", CONTEXT_LAYERS, WIDE, progress)
         except BaseException:
             self._folder.cleanup()
             raise
@@ -111,16 +113,18 @@ class Profiler:
         import llama_cpp
 
         busy = psutil.cpu_percent(interval=1.0) > BUSY_PERCENT
-        deep, wide, long = (self._deep, PROMPT), (self._wide, PROMPT), (self._wide, LONG_PROMPT)
-        turns = [_Turn(*what, count) for count in self.threads for what in (deep, wide, long)]
+        measured = (
+            (self._wide, PROMPT), (self._long, PROMPT), (self._context, PROMPT), (self._context, LONG_PROMPT),
+        )  # fmt: skip
+        turns = [_Turn(*what, count) for count in self.threads for what in measured]
         costs = _measure(turns, rounds, progress)
         rates: dict[str, dict[int, Rates]] = {kind.name: {} for kind in TYPES}
         other = {}
         for count in self.threads:
-            of_deep, of_wide, of_long = (costs[turn] for turn in turns if turn.threads == count)
-            for kind, found in _rates(of_deep).items():
+            wide, long, *contexts = (costs[turn] for turn in turns if turn.threads == count)
+            for kind, found in _rates(wide, long).items():
                 rates[kind][count] = found
-            other[count] = _other_costs(of_deep, of_wide, of_long)
+            other[count] = _other_costs(wide, long, contexts)
         memory = measure_bandwidth(self.threads)
         return Profile(
             cpu=cpu_name(),
@@ -149,6 +153,10 @@ class _Decoder:
     path: Path
     tensors: tuple[Tensor, ...]
 
+    def layer(self) -> list[Tensor]:
+        """The matrices of one."""
+        return [tensor for tensor in self.tensors if layer_of(tensor.name) == 0]
+
 
 @dataclass(frozen=True)
 class _Turn:
@@ -161,11 +169,11 @@ class _Turn:
 
 @dataclass(frozen=True)
 class _Layer:
-    """Nanoseconds of one layer's products with weights: of its long rows (ffn_down), and of the others."""
+    """Nanoseconds of one layer's products with weights: of ffn_down, and of the others."""
 
     kind: str
-    short: float
-    long: float
+    others: float
+    down: float
 
 
 @dataclass(frozen=True)
@@ -181,6 +189,7 @@ class _Times:
 class _Costs:
     """What a decoder does for a token, and how long: generating, and of a prompt."""
 
+    decoder: _Decoder
     work: Workload
     generate: _Times
     prompt: _Times
@@ -214,7 +223,8 @@ def _measure(turns: Sequence[_Turn], rounds: int, progress: Progress) -> dict[_T
 
 def _costs(turn: _Turn, found: Sequence[PartSamples]) -> _Costs:
     generate, prompt = (_medians([getattr(each, what) for each in found]) for what in ("generate", "prompt"))
-    return _Costs(workload(turn.decoder.tensors), _times(generate, 1), _times(prompt, turn.prompt))
+    work = workload(turn.decoder.tensors)
+    return _Costs(turn.decoder, work, _times(generate, 1), _times(prompt, turn.prompt))
 
 
 def _medians(found: Sequence[Sequence[Part]]) -> list[tuple[str, float]]:
@@ -225,7 +235,7 @@ def _medians(found: Sequence[Sequence[Part]]) -> list[tuple[str, float]]:
 
 
 def _times(parts: Sequence[tuple[str, float]], tokens: int) -> _Times:
-    """The long rows are a layer's last part, since activations lie before them; neighbours differ in type."""
+    """Neighbours differ in type; ffn_down is a layer's last part, since activations lie before it."""
     products = [part for part in parts if part[0] != OTHER]
     other = [time / tokens for kind, time in parts if kind == OTHER]
     layers = []
@@ -235,44 +245,64 @@ def _times(parts: Sequence[tuple[str, float]], tokens: int) -> _Times:
     return _Times(tuple(layers), sum(other[1:-1]), other[0] + other[-1])
 
 
-def _rates(deep: _Costs) -> dict[str, Rates]:
-    hidden, units = DEEP_SIZES["hidden_size"], DEEP_SIZES["intermediate_size"]
-    kv = hidden // DEEP_SIZES["num_attention_heads"] * DEEP_SIZES["num_key_value_heads"]
-    short, long = 2 * hidden * (hidden + kv + units), hidden * units
+def _rates(wide: _Costs, long: _Costs) -> dict[str, Rates]:
+    """Of ffn_down and the others in two decoders, whose rows are of three lengths."""
+    (down, *others), (long_down, *_) = (_down_first(costs.decoder.layer()) for costs in (wide, long))
+    weights = sum(tensor.weights for costs in (wide, long) for tensor in costs.decoder.layer())
     found = {}
-    for kind, generate, prompt in zip(TYPES, deep.generate.layers, deep.prompt.layers, strict=False):
-        assert kind.name == generate.kind == prompt.kind
+    for kind, of_wide, of_long in zip(TYPES, wide.generate.layers, long.generate.layers, strict=False):
+        assert kind.name == of_wide.kind == of_long.kind
+        short = of_wide.down / down.outputs, down.shape[0]
+        middle = of_wide.others / sum(tensor.outputs for tensor in others), others[0].shape[0]
+        row, weight = _row_and_weight(short, middle)
+        long_row = of_long.down / long_down.outputs - row
+        prompts = (
+            layer for costs in (wide, long) for layer in costs.prompt.layers[: len(TYPES)] if layer.kind == kind.name
+        )
         found[kind.name] = Rates(
-            generate=max(LEAST, generate.short / short),
-            generate_long=max(LEAST, generate.long / long),
-            prompt=max(LEAST, (prompt.short + prompt.long) / (short + long)),
+            row=row,
+            weight=weight,
+            long_weight=max(LEAST, long_row / long_down.shape[0]),
+            prompt=max(LEAST, sum(layer.others + layer.down for layer in prompts) / weights),
         )
     return found
 
 
-def _other_costs(deep: _Costs, wide: _Costs, long: _Costs) -> OtherCosts:
-    """Two decoders tell what a channel and a unit cost, and the context of one what a token of it does."""
-    generate_units = [costs.work.units + costs.work.last_units for costs in (deep, wide)]
-    generate = _channel_and_unit(deep.work, wide.work, generate_units, deep.generate.between, wide.generate.between)
-    prompt_units = [costs.work.units for costs in (deep, wide)]
-    prompt = _channel_and_unit(deep.work, wide.work, prompt_units, deep.prompt.between, wide.prompt.between)
-    longer = (long.generate.between - wide.generate.between) / (LONG_PROMPT - PROMPT)
+def _down_first(layer: Sequence[Tensor]) -> list[Tensor]:
+    return sorted(layer, key=lambda tensor: "ffn_down" not in tensor.name)
+
+
+def _row_and_weight(short: tuple[float, int], middle: tuple[float, int]) -> tuple[float, float]:
+    """What a row costs, and each weight of it, from two times of rows and their lengths."""
+    weight = (middle[0] - short[0]) / (middle[1] - short[1])
+    row = middle[0] - middle[1] * weight
+    return (row, weight) if row > 0 and weight > 0 else (0.0, max(LEAST, middle[0] / middle[1]))
+
+
+def _other_costs(wide: _Costs, long: _Costs, contexts: Sequence[_Costs]) -> OtherCosts:
+    """Two decoders tell what a channel and a unit cost, and a third what a token of a context does."""
+    generate_units = [costs.work.units + costs.work.last_units for costs in (wide, long)]
+    generate = _channel_and_unit(wide.work, long.work, generate_units, wide.generate.between, long.generate.between)
+    prompt_units = [costs.work.units for costs in (wide, long)]
+    prompt = _channel_and_unit(wide.work, long.work, prompt_units, wide.prompt.between, long.prompt.between)
+    before, after = contexts
+    longer = (after.generate.between - before.generate.between) / (LONG_PROMPT - PROMPT)
     return OtherCosts(
         generate_channel=generate[0],
         generate_unit=generate[1],
-        generate_token=deep.generate.around,
+        generate_token=wide.generate.around,
         prompt_channel=prompt[0],
         prompt_unit=prompt[1],
-        prompt_token=deep.prompt.around,
-        context_channel=max(0.0, longer / wide.work.channels),
+        prompt_token=wide.prompt.around,
+        context_channel=max(0.0, longer / before.work.channels),
     )
 
 
 def _channel_and_unit(
-    deep: Workload, wide: Workload, units: Sequence[int], of_deep: float, of_wide: float
+    wide: Workload, long: Workload, units: Sequence[int], of_wide: float, of_long: float
 ) -> tuple[float, float]:
     """Two equations, channels * x + units * y = time; neither falls below nothing."""
-    found = np.linalg.solve([[deep.channels, units[0]], [wide.channels, units[1]]], [of_deep, of_wide])
+    found = np.linalg.solve([[wide.channels, units[0]], [long.channels, units[1]]], [of_wide, of_long])
     return max(0.0, float(found[0])), max(0.0, float(found[1]))
 
 

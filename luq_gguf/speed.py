@@ -25,28 +25,31 @@ QUERIES, UNITS = ".attn_q.weight", ".ffn_up.weight"
 """Whose rows are the channels of the queries, and the units of a feed-forward part."""
 FLOAT_BYTES, ROUNDED_BYTES = {"F32": 4.0, "F16": 2.0, "BF16": 2.0}, 292 / 256
 """What a number takes that a row is multiplied with, by the row's type: as it is, or rounded to 8 bits (Q8_K)."""
+COLUMNS, LONG_COLUMNS = 4096, 16384
+"""Rows that are common in 7B models, and in their ffn_down."""
 RAMP = (0.36, 0.54)
 """Shares of the first cache from which on rows are long in part, and wholly. Measured with 32 KiB: 12 and 17."""
 
 
 class Rates(Record):
-    """Of one type with one number of threads, nanoseconds a weight: for one token, and a token of a long prompt.
+    """Of one type with one number of threads, nanoseconds: for one token a row and a weight, and for a prompt a weight.
 
-    For one token there are two rates: `generate` where the numbers that a row is multiplied with stay in the first
-    cache, beside the weights that stream through it, and `generate_long` where they do not. Which holds depends on the
-    row's length.
+    For one token a weight has two rates: `weight` where the numbers that a row is multiplied with stay in the first
+    cache, beside the weights that stream through it, and `long_weight` where they do not. `prompt` is for each of many
+    tokens.
     """
 
-    generate: float = Field(gt=0)
-    generate_long: float = Field(gt=0)
+    row: float = Field(ge=0)
+    weight: float = Field(gt=0)
+    long_weight: float = Field(gt=0)
     prompt: float = Field(gt=0)
 
-    def generated(self, kind: str, columns: int, cache: int) -> float:
-        """For one token, with rows of so many weights and a first cache of so many bytes."""
+    def of_row(self, kind: str, columns: int, cache: int) -> float:
+        """For one token, a row of so many weights, with a first cache of so many bytes."""
         low, high = (share * cache for share in RAMP)
         bytes_each = FLOAT_BYTES.get(kind, ROUNDED_BYTES)
         long = min(1.0, max(0.0, (columns * bytes_each - low) / (high - low)))
-        return (1 - long) * self.generate + long * self.generate_long
+        return self.row + columns * ((1 - long) * self.weight + long * self.long_weight)
 
 
 class OtherCosts(Record):
@@ -87,6 +90,10 @@ class Profile(Record):
     def threads(self) -> tuple[int, ...]:
         """The numbers of threads that were measured, rising."""
         return tuple(sorted(self.other))
+
+    def weight_time(self, kind: str, threads: int, columns: int = COLUMNS) -> float:
+        """Nanoseconds a weight takes for one token, in rows of so many."""
+        return self.rates[kind][threads].of_row(kind, columns, self.cache) / columns
 
 
 @dataclass(frozen=True)
@@ -154,7 +161,7 @@ def predict(tensors: Sequence[Tensor], profile: Profile, threads: int, context: 
 
     def one_token(weights: Mapping[Rows, int]) -> float:
         return sum(
-            count * _rates(profile, kind, threads).generated(kind, columns, profile.cache)
+            count / columns * _rates(profile, kind, threads).of_row(kind, columns, profile.cache)
             for (kind, columns), count in weights.items()
         )
 

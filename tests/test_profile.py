@@ -22,9 +22,9 @@ FEW_TYPES = (Q.Q4_K, Q.Q6_K, Q.F16)
 def short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Few types, small matrices, a cache folder of its own."""
     for name, value in {
-        "TYPES": FEW_TYPES, "DEEP": (*FEW_TYPES, Q.Q6_K), "GENERATED": 4, "PROMPT": 16, "LONG_PROMPT": 64,
-        "DEEP_SIZES": profiling.DEEP_SIZES | {"intermediate_size": 2048},
-        "WIDE_SIZES": profiling.WIDE_SIZES | {"hidden_size": 2048, "num_attention_heads": 16},
+        "TYPES": FEW_TYPES, "LAYERS": (*FEW_TYPES, Q.Q6_K), "GENERATED": 4, "PROMPT": 16, "LONG_PROMPT": 64,
+        "WIDE": profiling.WIDE | {"hidden_size": 2048, "num_attention_heads": 16},
+        "LONG": profiling.LONG | {"intermediate_size": 2048},
     }.items():  # fmt: skip
         monkeypatch.setattr(profiling, name, value)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -40,7 +40,8 @@ def test_a_measured_profile_has_every_type_and_number_of_threads(short: Path) ->
     for by_threads in found.rates.values():
         assert set(by_threads) == {1, 2}
         for rates in by_threads.values():
-            assert all(0 < rate < 1000 for rate in (rates.prompt, rates.generate, rates.generate_long))
+            assert all(0 < rate < 1000 for rate in (rates.prompt, rates.weight, rates.long_weight))
+            assert 0 <= rates.row < 1e5
     assert all(1e8 < speed < 1e13 for speed in found.bandwidth.values())
     for other in found.other.values():
         assert 0 < other.generate_channel + other.generate_unit < 10_000

@@ -42,7 +42,7 @@ def plan_of(count: int, low: Q = Q.IQ1_M, *, max_size: int | None = None) -> Pla
 def profile_of(rates: dict[str, float], other: OtherCosts = FREE, *, prompt: int = 100) -> Profile:
     """Nanoseconds a weight by type with one thread; prompts cost a tenth."""
     by_type = {
-        kind: {1: Rates(generate=rate, generate_long=3 * rate, prompt=rate / 10)} for kind, rate in rates.items()
+        kind: {1: Rates(row=0, weight=rate, long_weight=3 * rate, prompt=rate / 10)} for kind, rate in rates.items()
     }
     return Profile(
         cpu="made up", llama_cpp="0", prompt=prompt, cache=1 << 15, rates=by_type, other={1: other}, bandwidth={1: 1e10}
@@ -91,12 +91,21 @@ def test_the_work_of_a_token_by_type() -> None:
 )
 def test_long_rows_have_a_rate_of_their_own(kind: str, columns: int, share: float) -> None:
     """With 32 KiB of cache: the rate changes between 11,796 and 17,695 bytes of 8-bit numbers with their scales."""
-    rates = Rates(generate=1.0, generate_long=3.0, prompt=1.0)
-    assert rates.generated(kind, columns, 1 << 15) == pytest.approx(1 + 2 * share, abs=1e-3)
+    rates = Rates(row=7.0, weight=1.0, long_weight=3.0, prompt=1.0)
+    assert rates.of_row(kind, columns, 1 << 15) == pytest.approx(7 + columns * (1 + 2 * share), rel=1e-4)
     profile = profile_of({kind: 1.0})
+    assert profile.weight_time(kind, 1, columns) == pytest.approx(1 + 2 * share, rel=1e-4)
     found = predict([Tensor("blk.0.ffn_down.weight", (columns, 512), kind)], profile, 1)
-    assert found.generate == pytest.approx(1e9 / (columns * 512 * (1 + 2 * share)), rel=1e-3)
+    assert found.generate == pytest.approx(1e9 / (columns * 512 * (1 + 2 * share)), rel=1e-4)
     assert found.prompt == pytest.approx(100 * found.generate), "of a prompt, one token alone"
+
+
+def test_short_rows_cost_more_a_weight() -> None:
+    rates = {"Q4_K": {1: Rates(row=100.0, weight=1.0, long_weight=1.0, prompt=1.0)}}
+    profile = profile_of({}).model_copy(update={"rates": rates})
+    short, long = (predict([Tensor("output.weight", (columns, 512), "Q4_K")], profile, 1) for columns in (256, 1024))
+    assert 1e9 / short.generate == pytest.approx(512 * (100 + 256))
+    assert 1e9 / long.generate == pytest.approx(512 * (100 + 1024))
 
 
 def test_tied_embeddings_are_the_output_matrix() -> None:

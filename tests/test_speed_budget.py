@@ -25,7 +25,7 @@ def write_profile(folder: Path, *, scale: float = 1.0, hard: float = 3.0, **chan
     rates = {}
     for kind in (kind.name for kind in TYPES):
         cost = scale * (hard if kind in HARD else 0.5 if kind in ("Q2_K", "Q3_K") else 1.0)
-        rates[kind] = {1: Rates(generate=cost, generate_long=cost, prompt=cost / 4)}
+        rates[kind] = {1: Rates(row=0, weight=cost, long_weight=cost, prompt=cost / 4)}
     other = OtherCosts(
         generate_channel=0, generate_unit=0, generate_token=0, prompt_channel=0, prompt_unit=0, prompt_token=0,
         context_channel=0,

@@ -61,10 +61,10 @@ def draw_profile(measured: Profile, target: Path) -> None:
 
     figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.add_subplot()
-    kinds = sorted(measured.rates, key=lambda kind: measured.rates[kind][measured.threads[-1]].generate)
+    kinds = sorted(measured.rates, key=lambda kind: measured.weight_time(kind, measured.threads[-1]))
     width = 0.8 / len(measured.threads)
     for rank, count in enumerate(measured.threads):
-        speeds = [1 / measured.rates[kind][count].generate for kind in kinds]
+        speeds = [1 / measured.weight_time(kind, count) for kind in kinds]
         axes.barh([place + rank * width for place in range(len(kinds))], speeds, width, label=f"{count} threads")
     axes.set_yticks([place + 0.4 - width / 2 for place in range(len(kinds))], kinds)
     axes.invert_yaxis()

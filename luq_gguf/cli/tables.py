@@ -167,17 +167,19 @@ def format_conversion(result: Conversion) -> str:
 
 def format_profile(profile: Profile) -> str:
     """Every type's rates, the fastest first, and what a token costs besides."""
+    from luq_gguf.speed import COLUMNS, LONG_COLUMNS
+
     columns = [
         heading
         for count in profile.threads
-        for heading in (f"Gweights/s, {count} thr.", f"GB/s, {count} thr.", f"prompts, {count} thr.")
+        for heading in (f"Gweights/s, {count} thr.", f"long rows, {count} thr.", f"prompts, {count} thr.")
     ]
     table = make_table(profile.cpu, ("type", "bits", *columns))
-    for kind in sorted(profile.rates, key=lambda kind: profile.rates[kind][profile.threads[-1]].generate):
+    for kind in sorted(profile.rates, key=lambda kind: profile.weight_time(kind, profile.threads[-1])):
         bits, cells = bits_of(kind), []
         for count in profile.threads:
-            rates = profile.rates[kind][count]
-            cells += [f"{1 / rates.generate:.1f}", f"{bits / 8 / rates.generate:.1f}", f"{1 / rates.prompt:.1f}"]
+            short, long = (profile.weight_time(kind, count, length) for length in (COLUMNS, LONG_COLUMNS))
+            cells += [f"{1 / short:.1f}", f"{1 / long:.1f}", f"{1 / profile.rates[kind][count].prompt:.1f}"]
         table.add_row(kind, f"{bits:.2f}", *cells)
     lines = []
     for count in profile.threads:
