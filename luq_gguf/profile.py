@@ -51,10 +51,11 @@ DECODER: dict[str, Any] = {
     "architectures": ["Qwen2ForCausalLM"], "vocab_size": 512, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
     "rope_theta": 1e6, "tie_word_embeddings": False,
 }  # fmt: skip
-WIDE = {"hidden_size": 3584, "intermediate_size": 1024, "num_attention_heads": 28, "num_key_value_heads": 4}
+WIDE = {"hidden_size": 3584, "intermediate_size": 2048, "num_attention_heads": 28, "num_key_value_heads": 1}
 LONG = {"hidden_size": 512, "intermediate_size": 18944, "num_attention_heads": 4, "num_key_value_heads": 4}
-"""Two decoders with rows as they are in the 7B models of Qwen, but not as many of them; ffn_down of LONG has the long
-ones, which are slower, and of WIDE short ones, which tell what a row costs."""
+CONTEXT = WIDE | {"num_key_value_heads": 4}
+"""Decoders with rows as they are in the 7B models of Qwen, but not as many of them. In LONG those of ffn_down are
+long, which are slower, and the others short, which tells what a row costs."""
 
 
 def profile_path(cpu: str, version: str) -> Path:
@@ -97,7 +98,7 @@ class Profiler:
             folder = Path(self._folder.name)
             self._wide = _write(folder / "wide.gguf", LAYERS, WIDE, progress)
             self._long = _write(folder / "long.gguf", LAYERS, LONG, progress)
-            self._context = _write(folder / "context.gguf", CONTEXT_LAYERS, WIDE, progress)
+            self._context = _write(folder / "context.gguf", CONTEXT_LAYERS, CONTEXT, progress)
         except BaseException:
             self._folder.cleanup()
             raise
@@ -246,26 +247,29 @@ def _times(parts: Sequence[tuple[str, float]], tokens: int) -> _Times:
 
 
 def _rates(wide: _Costs, long: _Costs) -> dict[str, Rates]:
-    """Of ffn_down and the others in two decoders, whose rows are of three lengths."""
-    (down, *others), (long_down, *_) = (_down_first(costs.decoder.layer()) for costs in (wide, long))
-    weights = sum(tensor.weights for costs in (wide, long) for tensor in costs.decoder.layer())
+    """From rows of three lengths: those of WIDE, and ffn_down and the others of LONG."""
+    (_, *middles), (down, *shorts) = (_down_first(costs.decoder.layer()) for costs in (wide, long))
+    prompted = sum(tensor.weights for tensor in (*wide.decoder.layer(), down))
     found = {}
-    for kind, of_wide, of_long in zip(TYPES, wide.generate.layers, long.generate.layers, strict=False):
+    for place, kind in enumerate(TYPES):
+        of_wide, of_long = wide.generate.layers[place], long.generate.layers[place]
         assert kind.name == of_wide.kind == of_long.kind
-        short = of_wide.down / down.outputs, down.shape[0]
-        middle = of_wide.others / sum(tensor.outputs for tensor in others), others[0].shape[0]
+        short = of_long.others / _rows(shorts), shorts[0].shape[0]
+        middle = of_wide.others / _rows(middles), middles[0].shape[0]
         row, weight = _row_and_weight(short, middle)
-        long_row = of_long.down / long_down.outputs - row
-        prompts = (
-            layer for costs in (wide, long) for layer in costs.prompt.layers[: len(TYPES)] if layer.kind == kind.name
-        )
+        long_row = of_long.down / _rows([down]) - row
+        of_wide, of_long = wide.prompt.layers[place], long.prompt.layers[place]
         found[kind.name] = Rates(
             row=row,
             weight=weight,
-            long_weight=max(LEAST, long_row / long_down.shape[0]),
-            prompt=max(LEAST, sum(layer.others + layer.down for layer in prompts) / weights),
+            long_weight=max(LEAST, long_row / down.shape[0]),
+            prompt=max(LEAST, (of_wide.others + of_wide.down + of_long.down) / prompted),
         )
     return found
+
+
+def _rows(tensors: Sequence[Tensor]) -> int:
+    return sum(tensor.outputs for tensor in tensors)
 
 
 def _down_first(layer: Sequence[Tensor]) -> list[Tensor]:

@@ -23,7 +23,7 @@ def short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Few types, small matrices, a cache folder of its own."""
     for name, value in {
         "TYPES": FEW_TYPES, "LAYERS": (*FEW_TYPES, Q.Q6_K), "GENERATED": 4, "PROMPT": 16, "LONG_PROMPT": 64,
-        "WIDE": profiling.WIDE | {"hidden_size": 2048, "num_attention_heads": 16},
+        "WIDE": profiling.WIDE | {"hidden_size": 2048, "intermediate_size": 1024, "num_attention_heads": 16},
         "LONG": profiling.LONG | {"intermediate_size": 2048},
     }.items():  # fmt: skip
         monkeypatch.setattr(profiling, name, value)
