@@ -4,14 +4,13 @@
     python -m benchmarks.seven_billion --threads 1 2 4 8
 
 Each file has the exact shapes and types that a conversion would have (benchmarks/shape_gguf.py); files are written,
-measured and deleted one after the other. The CPU is profiled before and after each, and predictions are the means.
+measured and deleted one after the other. The CPU is profiled in a round before and one after each.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,7 @@ def main() -> None:
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     with Profiler(options.threads) as profiler, tempfile.TemporaryDirectory() as work:
-        profiles = [profiler.measure(1)]
+        profiler.measure(1)
         for high, low, count in (*PLANS, *((LARGE,) if options.f16 else ())):
             family, types = types_of(MODEL, high, low, count)
             path = write_random_gguf(Path(work) / "model.gguf", family, types)
@@ -55,10 +54,10 @@ def main() -> None:
                 )
                 for each in profiler.threads
             ]
-            profiles.append(profiler.measure(1))
+            profile = profiler.measure(1, earlier=1)
             for samples in measured:
                 plan = {"high": high, "low": low, "low_layers": count, "bytes": path.stat().st_size}
-                rows.append(plan | row_of(samples, matrices_of(family, types), profiles[-2:]))
+                rows.append(plan | row_of(samples, matrices_of(family, types), profile))
                 print(rows[-1], flush=True)
             path.unlink()
     settings = {key: value for key, value in vars(options).items() if key != "json"}
@@ -67,17 +66,15 @@ def main() -> None:
         options.json.write_text(json.dumps(whole, indent=1) + "\n")
 
 
-def row_of(samples: DecodeSamples, matrices: list[Tensor], profiles: list[Profile]) -> dict[str, Any]:
-    """Measured and predicted tokens a second, in the mean of the profiles, and what the memory gives."""
-    threads = samples.threads
-    speeds = [predict(matrices, profile, threads) for profile in profiles]
-    generate = statistics.geometric_mean(speed.generate for speed in speeds)
-    prompt = statistics.geometric_mean(speed.prompt for speed in speeds)
+def row_of(samples: DecodeSamples, matrices: list[Tensor], profile: Profile) -> dict[str, Any]:
+    """Measured and predicted tokens a second, and what the memory gives."""
+    predicted = predict(matrices, profile, samples.threads)
     return {
-        "threads": threads, "prompt_tps": round(samples.prompt_tps, 2), "generate_tps": round(samples.generate_tps, 2),
-        "predicted_prompt_tps": round(prompt, 2), "predicted_generate_tps": round(generate, 2),
-        "bandwidth": round(statistics.mean(profile.bandwidth[threads] for profile in profiles) / 1e9, 1),
-        "read_gb": round(speeds[0].read_bytes / 1e9, 3),
+        "threads": samples.threads, "prompt_tps": round(samples.prompt_tps, 2),
+        "generate_tps": round(samples.generate_tps, 2), "predicted_prompt_tps": round(predicted.prompt, 2),
+        "predicted_generate_tps": round(predicted.generate, 2),
+        "bandwidth": round(profile.bandwidth[samples.threads] / 1e9, 1),
+        "read_gb": round(predicted.read_bytes / 1e9, 3),
     }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import os
 import re
 import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -21,7 +21,7 @@ import psutil
 from gguf.constants import GGMLQuantizationType
 
 from luq_gguf.artifacts import read_record, write_record
-from luq_gguf.bench import OTHER, Part, PartSamples, measure_bandwidth, measure_parts
+from luq_gguf.bench import OTHER, Part, PartSamples, measure_bandwidth, measure_decode, measure_parts
 from luq_gguf.errors import ArtifactError
 from luq_gguf.families.text_only import Qwen2
 from luq_gguf.plan import layer_of
@@ -37,9 +37,9 @@ TYPES = (
 )  # fmt: skip
 """Every type that a plan may have in a matrix."""
 PROMPT, LONG_PROMPT = 128, 512
-GENERATED = 16
+GENERATED = CUT_TOKENS = 16
 ROUNDS = 2
-LAYERS, CONTEXT_LAYERS = (*TYPES, TYPES[-2]), (Q.Q4_K, Q.Q4_K)
+LAYERS, CONTEXT_LAYERS, SMALL_LAYERS = (*TYPES, TYPES[-2]), (Q.Q4_K,) * 2, (Q.Q4_K,) * 8
 """Types of the layers of decoders. A prompt's last token alone goes through the last layer's feed-forward part, so
 that one measures no type."""
 FIRST_CACHE = 32 << 10
@@ -54,6 +54,7 @@ DECODER: dict[str, Any] = {
 WIDE = {"hidden_size": 3584, "intermediate_size": 2048, "num_attention_heads": 28, "num_key_value_heads": 1}
 LONG = {"hidden_size": 512, "intermediate_size": 18944, "num_attention_heads": 4, "num_key_value_heads": 4}
 CONTEXT = WIDE | {"num_key_value_heads": 4}
+SMALL = {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 4, "num_key_value_heads": 4}
 """Decoders with rows as they are in the 7B models of Qwen, but not as many of them. In LONG those of ffn_down are
 long, which are slower, and the others short, which tells what a row costs."""
 
@@ -87,18 +88,21 @@ def measure_profile(threads: Sequence[int] = (), progress: Progress = silent) ->
 class Profiler:
     """Writes what is measured into a folder of its own, and measures this CPU as often as wanted; a context manager.
 
-    Two decoders with layers of every type, WIDE and LONG, tell the types' rates and the other costs; a small one after
-    a short and a long prompt tells those of a context.
+    Two decoders with layers of every type, WIDE and LONG, tell the types' rates and the other costs; one of few layers,
+    after a short and a long prompt, those of a context; and a small one what it costs to time parts.
     """
 
     def __init__(self, threads: Sequence[int] = (), progress: Progress = silent) -> None:
         self.threads = sorted(set(threads) or {1, default_threads()})
+        self._samples: dict[_Turn, list[PartSamples]] = {}
+        self._cuts: dict[int, list[float]] = {}
         self._folder = tempfile.TemporaryDirectory(prefix="luq-gguf-")
         try:
             folder = Path(self._folder.name)
             self._wide = _write(folder / "wide.gguf", LAYERS, WIDE, progress)
             self._long = _write(folder / "long.gguf", LAYERS, LONG, progress)
             self._context = _write(folder / "context.gguf", CONTEXT_LAYERS, CONTEXT, progress)
+            self._small = _write(folder / "small.gguf", SMALL_LAYERS, SMALL, progress)
         except BaseException:
             self._folder.cleanup()
             raise
@@ -109,8 +113,11 @@ class Profiler:
     def __exit__(self, *ended: object) -> None:
         self._folder.cleanup()
 
-    def measure(self, rounds: int, progress: Progress = silent) -> Profile:
-        """Medians over rounds in which everything has its turn, so that a slow moment slows all alike."""
+    def measure(self, rounds: int, progress: Progress = silent, *, earlier: int = 0) -> Profile:
+        """Measure rounds in which everything has its turn, so that a slow moment slows all alike.
+
+        The last `earlier` rounds of calls before count, too.
+        """
         import llama_cpp
 
         busy = psutil.cpu_percent(interval=1.0) > BUSY_PERCENT
@@ -118,7 +125,7 @@ class Profiler:
             (self._wide, PROMPT), (self._long, PROMPT), (self._context, PROMPT), (self._context, LONG_PROMPT),
         )  # fmt: skip
         turns = [_Turn(*what, count) for count in self.threads for what in measured]
-        costs = _measure(turns, rounds, progress)
+        costs = self._measure(turns, rounds, earlier, progress)
         rates: dict[str, dict[int, Rates]] = {kind.name: {} for kind in TYPES}
         other = {}
         for count in self.threads:
@@ -137,6 +144,27 @@ class Profiler:
             bandwidth={each.threads: each.bytes * 1e9 / statistics.median(each.ns) for each in memory},
             busy=busy,
         )
+
+    def _measure(self, turns: Sequence[_Turn], rounds: int, earlier: int, progress: Progress) -> dict[_Turn, _Costs]:
+        for done, turn in enumerate(list(turns) * rounds):
+            progress("measuring types", done, len(turns) * rounds)
+            self._samples.setdefault(turn, []).extend(
+                measure_parts([turn.decoder.path], prompt=turn.prompt, generate=GENERATED, threads=[turn.threads])
+            )
+        progress("measuring types", len(turns) * rounds, len(turns) * rounds)
+        for count in self.threads * rounds:
+            self._cuts.setdefault(count, []).append(self._measure_cut(count))
+        kept = -(rounds + earlier)
+        cuts = {count: max(0.0, statistics.median(self._cuts[count][kept:])) for count in self.threads}
+        return {turn: _costs(turn, self._samples[turn][kept:], cuts[turn.threads]) for turn in turns}
+
+    def _measure_cut(self, threads: int) -> float:
+        """Nanoseconds that timing part by part costs a part, from a decoder that is fast enough to show it."""
+        path = self._small.path
+        plain = measure_decode(path, prompt=PROMPT, generate=CUT_TOKENS, threads=threads, repeat=1).generate_ns
+        (found,) = measure_parts([path], prompt=PROMPT, generate=CUT_TOKENS, threads=[threads])
+        cut = [sum(times) for times in zip(*(part.ns for part in found.generate), strict=True)]
+        return float(statistics.median(cut) - statistics.median(plain)) / len(found.generate)
 
 
 def keep_profile(profile: Profile, path: Path | None = None) -> Path:
@@ -211,28 +239,18 @@ def _write(path: Path, kinds: Sequence[GGMLQuantizationType], sizes: Mapping[str
     return _Decoder(write_random_gguf(path, family, types, progress=progress), matrices)
 
 
-def _measure(turns: Sequence[_Turn], rounds: int, progress: Progress) -> dict[_Turn, _Costs]:
-    samples: dict[_Turn, list[PartSamples]] = {turn: [] for turn in turns}
-    for done, turn in enumerate(list(turns) * rounds):
-        progress("measuring types", done, len(turns) * rounds)
-        samples[turn] += measure_parts(
-            [turn.decoder.path], prompt=turn.prompt, generate=GENERATED, threads=[turn.threads]
-        )
-    progress("measuring types", len(turns) * rounds, len(turns) * rounds)
-    return {turn: _costs(turn, found) for turn, found in samples.items()}
-
-
-def _costs(turn: _Turn, found: Sequence[PartSamples]) -> _Costs:
-    generate, prompt = (_medians([getattr(each, what) for each in found]) for what in ("generate", "prompt"))
-    work = workload(turn.decoder.tensors)
-    return _Costs(turn.decoder, work, _times(generate, 1), _times(prompt, turn.prompt))
-
-
-def _medians(found: Sequence[Sequence[Part]]) -> list[tuple[str, float]]:
-    """Type and nanoseconds of every part, over all samples."""
-    return [
-        (parts[0].kind, statistics.median(ns for part in parts for ns in part.ns)) for parts in zip(*found, strict=True)
+def _costs(turn: _Turn, found: Sequence[PartSamples], cut: float) -> _Costs:
+    """Medians over all samples; of prompts, of which there may be two, the lower one: other programs only slow them."""
+    generate = [
+        (kind, max(0.0, time - cut)) for kind, time in _choose(statistics.median, [each.generate for each in found])
     ]
+    prompt = _choose(statistics.median_low, [each.prompt for each in found])
+    return _Costs(turn.decoder, workload(turn.decoder.tensors), _times(generate, 1), _times(prompt, turn.prompt))
+
+
+def _choose(choice: Callable[[Iterable[int]], float], found: Sequence[Sequence[Part]]) -> list[tuple[str, float]]:
+    """Type and nanoseconds of every part, one of its samples."""
+    return [(parts[0].kind, choice([ns for part in parts for ns in part.ns])) for parts in zip(*found, strict=True)]
 
 
 def _times(parts: Sequence[tuple[str, float]], tokens: int) -> _Times:

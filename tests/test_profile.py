@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import tempfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gguf import GGMLQuantizationType as Q
 
 from luq_gguf import profile as profiling
+from luq_gguf.bench import Part, PartSamples
 from luq_gguf.cli.speed import parse_threads
 from luq_gguf.errors import RequestError
 from luq_gguf.processors import cpu_name
-from luq_gguf.profile import keep_profile, load_profile, measure_profile, profile_path
+from luq_gguf.profile import Profiler, keep_profile, load_profile, measure_profile, profile_path
 from luq_gguf.speed import Profile
 from tests.hostile import run
 
@@ -51,6 +55,33 @@ def test_a_measured_profile_has_every_type_and_number_of_threads(short: Path) ->
     assert 1 << 10 <= found.cache <= 1 << 20
     assert found.prompt == 16
     assert [step for step in steps if step[1] == step[2]], "it never says that it is done"
+
+
+def test_rounds_of_before_count_and_nothing_is_left(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One round of three that is a thousand times slower does not show in the median, unless it is alone."""
+    monkeypatch.setattr(tempfile, "tempdir", str(short))
+    native, slowed = profiling.measure_parts, [1]
+
+    def measure_parts(*arguments: Any, **named: Any) -> list[PartSamples]:
+        (found,) = native(*arguments, **named)
+        times = {
+            what: tuple(Part(part.kind, tuple(ns * slowed[0] for ns in part.ns)) for part in getattr(found, what))
+            for what in ("prompt", "generate")
+        }
+        return [replace(found, **times)]
+
+    monkeypatch.setattr(profiling, "measure_parts", measure_parts)
+    monkeypatch.setattr(profiling.Profiler, "_measure_cut", lambda *_: 0.0)
+    with Profiler((1,)) as profiler:
+        first = profiler.measure(2)
+        slowed[0] = 1000
+        together = profiler.measure(1, earlier=2)
+        alone = profiler.measure(1)
+        assert len(list(short.iterdir())) == 1
+    assert list(short.iterdir()) == []
+    before, mixed, slow = (each.rates["Q4_K"][1].prompt for each in (first, together, alone))
+    assert slow > 100 * before
+    assert mixed < 20 * before
 
 
 def test_a_kept_profile_is_found_again(short: Path) -> None:
