@@ -13,7 +13,7 @@ OUT_OF_MEMORY = (
     "cannot allocate memory", "can't allocate memory", "not enough memory", "bad_alloc", "out of memory",
     "failed to map segment", "can't start new thread", "error return without exception set",
 )  # fmt: skip
-"""How the system, torch and the loader of libraries say it; and Python of an extension that got none and did not say."""
+"""How the system, torch and the loader of libraries say it, and Python of an extension that got none and is silent."""
 MEMORY_LINE = (
     "out of memory; close other programs, raise `ulimit -v` where it is set, or calibrate with fewer --samples, then "
     "run the same command again: it goes on from what was finished"
