@@ -265,9 +265,13 @@ def _times(parts: Sequence[tuple[str, float]], tokens: int) -> _Times:
 
 
 def _rates(wide: _Costs, long: _Costs) -> dict[str, Rates]:
-    """From rows of three lengths: those of WIDE, and ffn_down and the others of LONG."""
+    """From rows of three lengths: those of WIDE, and ffn_down and the others of LONG.
+
+    Prompts from WIDE alone: llama.cpp rounds the inputs of each matrix to 8 bits anew (about 1.2 ns a number), which
+    matrices of few rows, as LONG has them, pay dearly for.
+    """
     (_, *middles), (down, *shorts) = (_down_first(costs.decoder.layer()) for costs in (wide, long))
-    prompted = sum(tensor.weights for tensor in (*wide.decoder.layer(), down))
+    prompted = sum(tensor.weights for tensor in wide.decoder.layer())
     found = {}
     for place, kind in enumerate(TYPES):
         of_wide, of_long = wide.generate.layers[place], long.generate.layers[place]
@@ -276,12 +280,12 @@ def _rates(wide: _Costs, long: _Costs) -> dict[str, Rates]:
         middle = of_wide.others / _rows(middles), middles[0].shape[0]
         row, weight = _row_and_weight(short, middle)
         long_row = of_long.down / _rows([down]) - row
-        of_wide, of_long = wide.prompt.layers[place], long.prompt.layers[place]
+        of_prompt = wide.prompt.layers[place]
         found[kind.name] = Rates(
             row=row,
             weight=weight,
             long_weight=max(LEAST, long_row / down.shape[0]),
-            prompt=max(LEAST, (of_wide.others + of_wide.down + of_long.down) / prompted),
+            prompt=max(LEAST, (of_prompt.others + of_prompt.down) / prompted),
         )
     return found
 
