@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from luq_gguf.analysis_state import LAYERS, AnalysisState, LayerState
 from luq_gguf.artifacts import MODALITIES, EntropyRow, LayerScores
+from luq_gguf.changes import Additions
 from luq_gguf.checkpoint import Checkpoint
 from luq_gguf.entropy import choose_tokens, entropy_warning, measure_entropy, order_stability, token_rank
 from luq_gguf.errors import ArtifactError, CalibrationError, CheckpointError
@@ -171,6 +172,7 @@ class _Pass:
             raise CalibrationError(f"{calibration.name} holds no sample that this model takes", hint=hint)
         self.collector = Collector()
         self.rows: dict[str, list[EntropyRow]] = {}
+        self.changes: dict[str, list[float]] = {}
         self.kept = AnalysisState(keep)
 
     def run(self, *, input_entropy: bool) -> Analysis:
@@ -184,10 +186,18 @@ class _Pass:
             self._go_on(state, batches)
         for index in range(state.done if state else 0, total):
             self.progress("analyze", index, total)
-            inputs = self._run_layer(index, batches, keep_inputs=input_entropy)
+            before = {tokens: places.take([batch.states for batch in batches]) for tokens, places in chosen.items()}
+            additions = Additions(
+                {tokens: places.places for tokens, places in chosen.items()},
+                {tokens: places.count for tokens, places in chosen.items()},
+            )
+            inputs = self._run_layer(index, batches, additions, keep_inputs=input_entropy)
+            after = {tokens: places.take([batch.states for batch in batches]) for tokens, places in chosen.items()}
             if input_entropy:
-                self._measure("input", inputs, chosen)
-            self._measure("output", [batch.states for batch in batches], chosen)
+                self._measure("input", {tokens: places.take(inputs) for tokens, places in chosen.items()})
+            self._measure("output", after)
+            for name, value in additions.figures(before, after).items():
+                self.changes.setdefault(name, []).append(value)
             self._keep(index + 1, batches)
         self.progress("analyze", total, total)
         reference = self._finish(batches)
@@ -201,7 +211,7 @@ class _Pass:
             for key, row in by_modality.items()
         }
         states = [batch.states for batch in batches]
-        state = LayerState(done, states, squares, self.collector.counts, self.rows)
+        state = LayerState(done, states, squares, self.collector.counts, self.rows, self.changes)
         self.kept.keep_layers(state, features_done=done >= self.modules.deep_layers)
 
     def _go_on(self, state: LayerState, batches: list[Batch]) -> None:
@@ -215,7 +225,7 @@ class _Pass:
         for key, row in state.squares.items():
             name, _, modality = key.rpartition("|")
             self.collector.squares.setdefault(name, {})[modality] = row.numpy()
-        self.collector.counts, self.rows = state.counts, state.rows
+        self.collector.counts, self.rows, self.changes = state.counts, state.rows, state.changes
 
     def _batches(self, done: int) -> list[Batch]:
         """All samples by length, so that little is padding; equal lengths by id, so that their order is their own.
@@ -302,7 +312,9 @@ class _Pass:
                 chosen[tokens] = _locate(found, len(batches))
         return chosen
 
-    def _run_layer(self, index: int, batches: list[Batch], *, keep_inputs: bool) -> list[torch.Tensor]:
+    def _run_layer(
+        self, index: int, batches: list[Batch], additions: Additions, *, keep_inputs: bool
+    ) -> list[torch.Tensor]:
         """Send all batches through a layer; returns the input norm's outputs by batch when asked for."""
         import torch
 
@@ -311,11 +323,12 @@ class _Pass:
         if keep_inputs:
             norm = module.get_submodule("input_layernorm")
             norm.register_forward_hook(lambda _, __, output: inputs.append(output))
-        for batch in batches:
+        for number, batch in enumerate(batches):
             handles = [
                 module.get_submodule(name).register_forward_pre_hook(self._hook(index, weight, batch.modality))
                 for name, weight in INPUTS.items()
             ]
+            handles += additions.watch(module, number)
             batch.states = self.modules.run(module, batch.states, batch.rotary, batch.is_image)
             for handle in handles:
                 handle.remove()
@@ -335,10 +348,10 @@ class _Pass:
         hint = "the checkpoint is damaged" if self.compute_type == "f32" else "try --compute-type f32"
         return CheckpointError(f"{what} is not finite, computed in {self.compute_type}", hint=hint)
 
-    def _measure(self, site: str, states: Sequence[torch.Tensor], chosen: dict[str, ChosenTokens]) -> None:
+    def _measure(self, site: str, vectors: Mapping[str, NDArray[np.float32]]) -> None:
         """Add a row for each kind of tokens to the entropies of a site."""
-        for tokens, places in chosen.items():
-            self.rows.setdefault(f"{site}_{tokens}", []).append(measure_entropy(places.take(states)))
+        for tokens, chosen in vectors.items():
+            self.rows.setdefault(f"{site}_{tokens}", []).append(measure_entropy(chosen))
 
     def _finish(self, batches: list[Batch]) -> Reference:
         """Final norm, the sums of the output matrix' input, and the reference."""
@@ -364,6 +377,7 @@ class _Pass:
         return Reference(
             samples=tuple(sample.id for sample in samples),
             starts=np.cumsum([0, *(sample.answer_tokens for sample in samples)], dtype=np.int64),
+            prompts=np.array([len(sample.ids) - sample.answer_tokens for sample in samples], dtype=np.int32),
             answers=np.concatenate([np.zeros(0), *answers]).astype(np.int32),
             top=top,
             log_probabilities=log_probabilities,
@@ -372,6 +386,8 @@ class _Pass:
                 "checkpoint": self.digest,
                 "calibration": self.calibration.name,
                 "calibration_digest": self.calibration.digest,
+                "recipe": self.calibration.recipe,
+                "turn_end": self.family.turn_end,
                 "image_tokens": self.image_tokens,
                 "compute_type": self.compute_type,
                 "seed": self.seed,
@@ -385,6 +401,7 @@ class _Pass:
             layers=self.family.layers,
             entropy=rows,
             stability={key: order_stability(values) for key, values in rows.items()},
+            changes={key: tuple(values) for key, values in self.changes.items()},
             tokens={key: sum(int((s.kinds == i).sum()) for s in self.counted) for i, key in enumerate(MODALITIES)},
             samples=_count(self.counted),
             held_out=_count(self.held_out),

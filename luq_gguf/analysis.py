@@ -43,6 +43,11 @@ class AnalysisFiles:
         """The sums of squared inputs by modality."""
         return self.folder / SUMS
 
+    @property
+    def reference(self) -> Path:
+        """What the 16-bit model says at the held-out answers."""
+        return self.folder / REFERENCE
+
 
 def read_calibration(settings: Settings, progress: Progress) -> CalibrationSet:
     """The samples that the settings name; None stands for the built-in ones."""
@@ -58,12 +63,12 @@ def run_analysis(job: Job, calibration: CalibrationSet) -> AnalysisFiles:
     """
     from luq_gguf.activations import analyze as analyze_activations
     from luq_gguf.activations import resolve_compute_type
-    from luq_gguf.reference import write_reference
+    from luq_gguf.reference import FORMAT, write_reference
 
     settings = job.settings
     compute_type = resolve_compute_type(settings.compute_type)
     choices = (settings.seed, compute_type, settings.measures_input, settings.image_max_tokens, settings.skip_bad)
-    key = key_of(versions(), job.checkpoint.fingerprint, calibration.digest, *choices)
+    key = key_of(versions(), FORMAT, job.checkpoint.fingerprint, calibration.digest, *choices)
     folder, state = job.work / f"analysis-{key}", job.work / f"analyzing-{key}"
     finished = folder.is_dir()
     for other in set(job.work.glob("analyzing-*")) - (set() if finished else {state}):

@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 
 LAYERS = "layers.safetensors"
 _ROWS = TypeAdapter(dict[str, list[EntropyRow]])
+_CHANGES = TypeAdapter(dict[str, list[float]])
 _COUNTS = TypeAdapter(dict[str, dict[str, int]])
 
 
 @dataclass(frozen=True)
 class LayerState:
-    """After `done` layers: the states of every batch (batch, tokens, hidden), the sums so far, the entropies so far.
+    """After `done` layers: the states of every batch (batch, tokens, hidden), sums, entropies and changes so far.
 
     `squares` maps "<input>|<modality>" to float64 (channels,).
     """
@@ -37,6 +38,7 @@ class LayerState:
     squares: Mapping[str, torch.Tensor]
     counts: dict[str, dict[str, int]]
     rows: dict[str, list[EntropyRow]]
+    changes: dict[str, list[float]]
 
 
 class AnalysisState:
@@ -88,7 +90,8 @@ class AnalysisState:
             states = [tensors.pop(f"states|{number}") for number in range(int(metadata["batches"]))]
             squares = {key.removeprefix("squares|"): tensor for key, tensor in tensors.items()}
             counts, rows = _COUNTS.validate_json(metadata["counts"]), _ROWS.validate_json(metadata["rows"])
-            return LayerState(int(metadata["done"]), states, squares, counts, rows)
+            changes = _CHANGES.validate_json(metadata["changes"])
+            return LayerState(int(metadata["done"]), states, squares, counts, rows, changes)
         except Exception as error:  # safetensors, pydantic and torch each have kinds of their own
             raise _broken(path, error) from error
 
@@ -105,6 +108,7 @@ class AnalysisState:
             "batches": str(len(state.states)),
             "counts": json.dumps(state.counts),
             "rows": _ROWS.dump_json(state.rows).decode(),
+            "changes": json.dumps(state.changes),
         }
         with atomic_path(self.folder / LAYERS) as partial:
             save_file(tensors, partial, metadata)

@@ -61,7 +61,9 @@ class LayerScores(Record):
     `entropy` maps "<site>_<tokens>" to one row a layer; sites are "output" (the layer's output, the
     paper's choice) and "input" (its input norm's output), tokens are "multimodal" (image and text tokens
     of samples with an image) and "text" (text-only samples). `stability` gives, under the same keys,
-    the mean Kendall's tau between the orders of two seeds. `image_tokens` is the most that an image had.
+    the mean Kendall's tau between the orders of two seeds. `changes` gives a figure a layer: "cosine_<tokens>" of its
+    input and output, "attention_<tokens>" and "ffn_<tokens>" how large what those blocks add is, squared, beside the
+    output. `image_tokens` is the most that an image had.
     """
 
     format: Literal["luq-gguf scores 1"] = "luq-gguf scores 1"
@@ -69,6 +71,7 @@ class LayerScores(Record):
     layers: int = Field(ge=1, le=MAX_LAYERS)
     entropy: dict[str, tuple[EntropyRow, ...]]
     stability: dict[str, float]
+    changes: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     tokens: dict[str, int]
     samples: int
     held_out: int

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from luq_gguf.calibration_files import KNOWN, read_drafts
 from luq_gguf.calibration_images import Looker
@@ -79,6 +79,7 @@ def load_calibration(
     are looked at for the samples that are taken only. Raises CalibrationError with file and line of the first row that
     cannot be used (with `skip_bad` it is left out and counted, and another takes its place), and where nothing is left.
     """
+    recipe: dict[str, Any] = {"samples": samples, "seed": seed, "held_out_share": held_out_share, "skip_bad": skip_bad}
     left_out = _LeftOut(skip_bad)
     shipped = _shipped_set(source)
     if shipped is not None:
@@ -95,8 +96,9 @@ def load_calibration(
     out = {sample.id for sample in _held_out(chosen, held_out_share)}
     kept = tuple(sample for sample in chosen if sample.id not in out)
     held_out = tuple(sample for sample in chosen if sample.id in out)
+    recipe["source"] = shipped or str(Path(str(source)).resolve())
     return CalibrationSet(
-        name, kept, held_out, _digest(kept, held_out), left_out.count, tuple(left_out.reasons), skip_bad=skip_bad
+        name, kept, held_out, _digest(kept, held_out), left_out.count, tuple(left_out.reasons), skip_bad, recipe
     )
 
 

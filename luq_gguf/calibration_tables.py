@@ -10,8 +10,8 @@ import csv
 import hashlib
 import io
 import string
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -29,6 +29,7 @@ MAX_COLUMNS = 1_000_000
 """Python needs some 60 bytes for each cell."""
 QUOTE = "quote tabs and line breaks, or export the table again"
 COLUMNS = (*KEYS, "image_path")
+KEPT = (*(key for key in KEYS if key != "image"), "hint", *string.ascii_uppercase)
 
 
 @dataclass(frozen=True)
@@ -41,35 +42,50 @@ class _Record:
     values: list[str]
 
 
+@dataclass(frozen=True)
+class TableRow:
+    """A row: where it stands, its cells by column, and its image, which may be a path."""
+
+    where: str
+    values: dict[str, str]
+    image: StoredImage | str | None
+
+
 def read_table(path: Path, handle: BinaryIO) -> Found:
     """Rows of a table; those whose image is another row's may stand before that one."""
+    for row in read_rows(path, handle, KEPT):
+        if isinstance(row, CalibrationError):
+            yield row
+        else:
+            yield draft_of(_content(row), row.where, path.parent)
+
+
+def read_rows(path: Path, handle: BinaryIO, columns: Collection[str]) -> Iterator[TableRow | CalibrationError]:
+    """Rows of a table with what stands in some columns, blank cells left out; one that cannot be read as its error."""
     require_narrow(path, handle)
     delimiter = "," if path.suffix.lower() == ".csv" else "\t"
     records = _records(path, handle, delimiter)
     names = _header(path, next(records, None))
-    rows: list[tuple[str, dict[str, Any] | CalibrationError]] = []
+    rows: list[TableRow | CalibrationError] = []
     images: dict[str, StoredImage] = {}
     for record in islice(records, MAX_ROWS + 1):
         if isinstance(record, CalibrationError):
-            rows.append(("", record))
+            rows.append(record)
             continue
         where = f"{path}:{record.line}"
         if len(record.values) != len(names):
             what = f"{where} has {len(record.values)} columns, the header has {len(names)}"
-            rows.append((where, CalibrationError(what, hint=QUOTE)))
+            rows.append(CalibrationError(what, hint=QUOTE))
             continue
         given = {name: value for name, value in zip(names, record.values, strict=True) if value.strip()}
         embedded = _embedded(given, path, record, delimiter, names)
         if embedded and "index" in given and images.setdefault(given["index"], embedded) != embedded:
             what = f"{where}: another row has the index {given['index'][:REFERENCE]!r} too"
-            rows.append((where, CalibrationError(what, hint="number the rows again")))
+            rows.append(CalibrationError(what, hint="number the rows again"))
             continue
-        rows.append((where, _content(given, embedded)))
-    for where, row in rows:
-        if isinstance(row, CalibrationError):
-            yield row
-        else:
-            yield _resolved(where, row, images) or draft_of(row, where, path.parent)
+        image = embedded or given.get("image") or given.get("image_path")
+        rows.append(TableRow(where, {name: given[name] for name in columns if name in given}, image))
+    return (row if isinstance(row, CalibrationError) else _resolved(row, images) for row in rows)
 
 
 def _records(path: Path, handle: BinaryIO, delimiter: str) -> Iterator[_Record | CalibrationError]:
@@ -136,33 +152,39 @@ def _header(path: Path, record: _Record | CalibrationError | None) -> list[str]:
     return names
 
 
-def _content(given: dict[str, str], embedded: StoredImage | None) -> dict[str, Any]:
-    """The row as JSON would give it; the options of a choice stand in the question, as VLMEvalKit asks it."""
-    content: dict[str, Any] = {key: given[key] for key in KEYS if key in given}
-    options = [f"{letter}. {given[letter]}" for letter in string.ascii_uppercase if letter in given]
-    if options and "question" in given:
-        hint = [f"Hint: {given['hint']}"] if "hint" in given else []
-        lines = [*hint, f"Question: {given['question']}", "Options:", *options]
-        content["question"] = "\n".join([*lines, "Please select the correct answer from the options above."])
-    if embedded:
-        content["image"] = embedded
-    elif "image" not in given and "image_path" in given:
-        content["image"] = given["image_path"]
-    return content
+def choice_text(values: dict[str, str], options: dict[str, str]) -> str:
+    """A question with its options by letter, as VLMEvalKit asks it."""
+    hint = [f"Hint: {values['hint']}"] if "hint" in values else []
+    lines = [*hint, f"Question: {values['question']}", "Options:"]
+    lines += [f"{letter}. {text}" for letter, text in options.items()]
+    return "\n".join([*lines, "Please select the correct answer from the options above."])
 
 
-def _resolved(where: str, row: dict[str, Any], images: dict[str, StoredImage]) -> CalibrationError | None:
-    """Put the image of the row that is meant in the place of its index, or tell that there is none."""
-    index = row.get("image")
+def options_of(values: dict[str, str]) -> dict[str, str]:
+    """The options of a choice by letter."""
+    return {letter: values[letter] for letter in string.ascii_uppercase if letter in values}
+
+
+def _content(row: TableRow) -> dict[str, Any]:
+    """The row as JSON would give it; the options of a choice stand in the question."""
+    content: dict[str, Any] = {key: row.values[key] for key in KEYS if key in row.values}
+    options = options_of(row.values)
+    if options and "question" in row.values:
+        content["question"] = choice_text(row.values, options)
+    return content if row.image is None else content | {"image": row.image}
+
+
+def _resolved(row: TableRow, images: dict[str, StoredImage]) -> TableRow | CalibrationError:
+    """The row with the image of the row that is meant in the place of its index, or that there is none."""
+    index = row.image
     if not isinstance(index, str) or "." in index:
-        return None
+        return row
     if index.startswith("["):
-        return CalibrationError(f"{where} has a list of images", hint=ONE_IMAGE)
+        return CalibrationError(f"{row.where} has a list of images", hint=ONE_IMAGE)
     if index not in images:
-        what = f"{where}: no row with an image has the index {index!r}"
+        what = f"{row.where}: no row with an image has the index {index!r}"
         return CalibrationError(what, hint="keep the rows whose image others use")
-    row["image"] = images[index]
-    return None
+    return replace(row, image=images[index])
 
 
 def _embedded(

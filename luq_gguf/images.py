@@ -197,7 +197,7 @@ def grid_size(height: int, width: int, factor: int, min_pixels: int, max_pixels:
     if rows * columns > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
         rows, columns = (max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width))
-    elif rows * columns < min_pixels:
+    if rows * columns < min_pixels:  # of a small one that was shrunk, too: llama.cpp would enlarge it
         grow = math.sqrt(min_pixels / (height * width))
         rows, columns = (math.ceil(side * grow / factor) * factor for side in (height, width))
     return rows, columns

@@ -29,7 +29,7 @@ from luq_gguf.type_names import parse_high_type, parse_low_type
 
 PLAN, SCORES, IMATRIX, MANIFEST = "plan.json", "scores.json", "imatrix.gguf", "manifest.json"
 SUMS, REFERENCE, TENSOR_TYPES = "sums.safetensors", "reference.safetensors", "tensor-types.txt"
-HEADER, MODEL = "header.bin", "model.json"
+HEADER, MODEL, QUALITY = "header.bin", "model.json", "quality.json"
 WORK = ".work"
 MMPROJ_TYPES = ("f16", "bf16", "f32")
 COMPUTE_TYPES = ("auto", "bf16", "f32")
@@ -40,15 +40,18 @@ class Settings:
     """What a user may choose; the defaults are the paper's method.
 
     `max_size` is in bytes of the text GGUF; `min_tps` are generated tokens a second, predicted by the `profile` of a
-    CPU (None: this one's), and `low_type` "auto" takes the smallest that slows nothing down; `threads` 0 means all
-    cores; `keep_parts` None keeps the quantized layers of small models; `work` None means a folder beside the results;
+    CPU (None: this one's), and `low_type` "auto" takes the smallest that slows nothing down; `max_drop` is the share of
+    answer tokens, measured on the held-out samples, in which the file may differ from the 16-bit model; `threads` 0
+    means all cores; `keep_parts` None keeps the quantized layers of small models; `work` None means a folder beside the
+    results;
     `check_all` hashes every byte of the checkpoint where times of change cannot be trusted; `imatrix` files, merged,
-    take the place of the measured importance matrix.
+    take the place of the measured importance matrix; `evaluate` measures the quality of what was made.
     """
 
     low_layers: int | None = None
     max_size: int | None = None
     min_tps: float | None = None
+    max_drop: float | None = None
     low_type: str = "IQ1_M"
     high_type: str = "Q4_K_M"
     order: str = "entropy"
@@ -69,6 +72,7 @@ class Settings:
     check_all: bool = False
     imatrix: tuple[Path, ...] = ()
     profile: Path | None = None
+    evaluate: bool = True
 
     def __post_init__(self) -> None:
         _require_one_of("order", self.order, ORDERS)
@@ -78,6 +82,8 @@ class Settings:
             parse_low_type(self.low_type)
         if self.min_tps is not None and not 0 < self.min_tps < 1e6:
             raise RequestError(f"--min-tps is {self.min_tps:g}", hint="give tokens a second, above 0")
+        if self.max_drop is not None and not 0 <= self.max_drop < 1:
+            raise RequestError(f"--max-drop is {self.max_drop:.0%}", hint="give a share below 100 %, such as 10%")
         parse_high_type(self.high_type)
         if self.image_max_tokens is not None and self.image_max_tokens < MIN_IMAGE_TOKENS:
             raise RequestError(

@@ -7,24 +7,37 @@ whose data are a hole. Knows nothing of scores.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from gguf.constants import GGMLQuantizationType
 from pydantic import Field
 
-from luq_gguf.artifacts import MAX_LAYERS, LayerScores, Plan, Record, read_record, scratch_folder, write_record
+from luq_gguf.artifacts import MAX_LAYERS, Plan, Record, read_record, scratch_folder, write_record
 from luq_gguf.assemble import header_bytes
 from luq_gguf.checkpoint import Checkpoint, read_config
 from luq_gguf.errors import ArtifactError
+from luq_gguf.evidence import group_of
 from luq_gguf.export import write_header_only
 from luq_gguf.families import find_family
 from luq_gguf.families.base import Family
 from luq_gguf.gguf_file import GGUFFile
 from luq_gguf.importance import ImatrixNote
 from luq_gguf.job import HEADER, IMATRIX, MODEL, Job, Settings
-from luq_gguf.plan import Budget, PlanInputs, TensorSpec, choose_order, layer_of, make_plan, size_table, type_size
+from luq_gguf.plan import (
+    MIX,
+    MIXED,
+    Budget,
+    PlanInputs,
+    TensorSpec,
+    layer_of,
+    make_mixed_plan,
+    make_plan,
+    size_table,
+    type_size,
+)
 from luq_gguf.quantize import resolve_types, tensor_specs
 from luq_gguf.quantizer import Quantizer
 from luq_gguf.small_files import MIB, read_small
@@ -45,13 +58,13 @@ class Layout:
 
     def plan(self, order: Sequence[int], order_name: str, budget: Budget, *, strict: bool) -> Plan:
         """The plan of this model for an order of its layers and a budget."""
-        named = PlanInputs(**{**vars(self.inputs), "order_name": order_name})
+        named = replace(self.inputs, order_name=order_name)
         return make_plan(self.specs, self.header_bytes, order, budget, named, strict=strict)
 
-    def plan_for(self, settings: Settings, scores: LayerScores) -> Plan:
-        """The plan that the settings ask for."""
-        order = choose_order(scores, settings.order, scores.layers, settings.seed)
-        return self.plan(order, settings.order, settings.budget, strict=settings.strict)
+    def mixed_plan(self, layers: int, types: Mapping[str, GGMLQuantizationType]) -> Plan:
+        """The plan of this model with types of their own for some tensors."""
+        named = replace(self.inputs, order_name=MIX)
+        return make_mixed_plan(self.specs, self.header_bytes, layers, types, named)
 
     def sizes(self, order: Sequence[int]) -> tuple[int, ...]:
         """Bytes of the file with the first 0, 1, ... all layers of `order` low."""
@@ -186,9 +199,14 @@ def layout_of_config(folder: Path, settings: Settings, dataset: str) -> tuple[Fa
         return family, lay_out("", header, settings, dataset), has_tokenizer
 
 
-def part_names(plan: Plan) -> dict[int | None, list[str]]:
-    """The tensors of a plan by part: one for all outside the layers (None), then one a layer."""
-    parts: dict[int | None, list[str]] = {None: []}
+def part_names(plan: Plan) -> list[list[str]]:
+    """The tensors of a plan by part: one for all outside the layers, then one a layer.
+
+    The layers of a mixed plan come in groups of tensors that share a type, so that other mixtures find them.
+    """
+    parts: dict[tuple[int | None, str | None], list[str]] = {(None, None): []}
     for name in plan.types:
-        parts.setdefault(layer_of(name), []).append(name)
-    return parts
+        layer = layer_of(name)
+        group = group_of(name) if plan.low_type == MIXED else None
+        parts.setdefault((layer, group), []).append(name)
+    return list(parts.values())

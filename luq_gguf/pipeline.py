@@ -7,16 +7,14 @@ more than an assembly. Knows no terminal: progress goes to a callback.
 
 from __future__ import annotations
 
-import functools
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gguf import GGMLQuantizationType
 
-from luq_gguf import TOOL
 from luq_gguf.analysis import AnalysisFiles, read_calibration, run_analysis
 from luq_gguf.artifacts import (
     LayerScores,
@@ -24,27 +22,25 @@ from luq_gguf.artifacts import (
     atomic_path,
     lock_folder,
     read_record,
-    require_space,
     scratch_folder,
     sha256_of,
     write_record,
     write_text,
 )
-from luq_gguf.assemble import assemble
-from luq_gguf.bench import measure_decode
 from luq_gguf.bundle import bundle
 from luq_gguf.checkpoint import resolve_model
 from luq_gguf.choice import Choice, choose_plan, plan_again, speed_rule
-from luq_gguf.errors import ArtifactError, BudgetError, GGUFError, RequestError
+from luq_gguf.errors import ArtifactError, CalibrationError, RequestError, RunError
+from luq_gguf.evaluate import Quality
+from luq_gguf.evidence import EVIDENCE, Evidence
 from luq_gguf.export import export_text, export_vision
+from luq_gguf.frontier import FrontierPoint, better_preset
+from luq_gguf.groundwork import prepare, write_importance
 from luq_gguf.imatrix import (
     check_importance,
     floor_importance,
     floored_channels,
-    merge_importance,
-    mix_importance,
     read_brought,
-    read_sums,
     write_imatrix,
 )
 from luq_gguf.importance import ImatrixNote, ImportanceMatrix, read_importance
@@ -54,6 +50,7 @@ from luq_gguf.job import (
     MANIFEST,
     MODEL,
     PLAN,
+    QUALITY,
     REFERENCE,
     SCORES,
     SUMS,
@@ -65,22 +62,24 @@ from luq_gguf.job import (
     model_name,
     open_job,
 )
-from luq_gguf.layout import Layout, keep_header, lay_out, layout_of_config, part_names, write_header
+from luq_gguf.layout import keep_header, layout_of_config, write_header
+from luq_gguf.making import Made, make_to_speed
 from luq_gguf.manifest import Manifest, find_manifest, hash_headers, record_files, versions, write_manifest
-from luq_gguf.plan import Budget, choose_order, tensor_types_text, weights_to_quantize
+from luq_gguf.plan import MEASURED, MIX, Budget, choose_order, tensor_types_text, weights_to_quantize
+from luq_gguf.probing import gather_evidence
 from luq_gguf.progress import Progress, silent
-from luq_gguf.quantize import make_part, part_key, quantize_gguf
-from luq_gguf.quantizer import Quantizer
+from luq_gguf.quantize import quantize_gguf
 from luq_gguf.samples import CalibrationSet
-from luq_gguf.speed_budget import AUTO_TYPES, Forecast, SpeedRule
-from luq_gguf.verify import require_plan_of, verify_types
+from luq_gguf.speed_budget import Forecast, SpeedRule
+from luq_gguf.trials import Trials
+from luq_gguf.verify import require_plan_of
 
 __all__ = [
     "IMATRIX", "Conversion", "Settings", "SizeTable", "analyze", "convert", "export_model", "floored_channels",
     "is_analysis", "plan_from_analysis", "quantize_file", "remix_importance", "size_table_of_model",
 ]  # fmt: skip
 
-FOR_LATER = (TENSOR_TYPES, SUMS, REFERENCE, HEADER, MODEL)
+FOR_LATER = (TENSOR_TYPES, SUMS, REFERENCE, HEADER, MODEL, QUALITY, EVIDENCE)
 """What a conversion leaves beside its results for planning, mixing and judging again."""
 SMALL_MODEL_BYTES = 2 * 2**30
 
@@ -108,6 +107,12 @@ class Conversion:
     """The predicted speed, where this CPU was profiled."""
     tps: float | None = None
     """Measured tokens a second, where a speed was asked for."""
+    quality: Quality | None = None
+    """What the file says against the 16-bit model, measured on the held-out samples."""
+    unmeasured: str = ""
+    """Why there is none."""
+    better: FrontierPoint | None = None
+    """A preset of llama.cpp's of no more bytes that a sweep into the same folder found to diverge less."""
 
     @property
     def floored(self) -> tuple[int, int]:
@@ -129,6 +134,8 @@ class Conversion:
             "predicted_tps": self.forecast.plan.generate if self.forecast else None,
             "high_predicted_tps": self.forecast.high.generate if self.forecast else None,
             "measured_tps": self.tps,
+            "quality": self.quality.model_dump() if self.quality else None,
+            "better_preset": self.better.name if self.better else None,
             "bundle": str(self.bundle) if self.bundle else None,
             "size_bytes": self.plan.size_bytes,
             "bits_per_weight": self.plan.bits_per_weight,
@@ -205,86 +212,41 @@ def _convert(
     job: Job, calibration: CalibrationSet, brought: ImportanceMatrix | None, rule: SpeedRule | None
 ) -> Conversion:
     settings = job.settings
-    dataset = brought.dataset if brought else calibration.name
-    with scratch_folder(job.work, "header") as scratch, Quantizer() as quantizer:
+    with prepare(job, calibration, brought) as ground:
+        measures = settings.evaluate or settings.max_drop is not None or settings.order in MEASURED
+        trials = ground.open_trials() if measures else None
+        if settings.max_drop is not None and trials is None:
+            raise RequestError("no sample was held out to measure the drop on", hint="calibrate with answered samples")
+        evidence = gather_evidence(ground, trials)
 
-        def laid_out(chosen: Settings) -> Layout:
-            return lay_out(job.checkpoint.digest, header, chosen, dataset, quantizer)
+        def choose(limit: SpeedRule | None) -> Choice:
+            drop = (lambda plan: trials.quality(plan).drop) if trials else None
+            scores = ground.analysis.scores
+            return choose_plan(settings, scores, ground.lay_out, limit, evidence=evidence, drop=drop)
 
-        with job.watch.measure("types"):
-            header = write_header(job, scratch)
-            first = laid_out(replace(settings, low_type=AUTO_TYPES[0]) if settings.by_speed else settings)
-        require_room(job, first)
-        if brought:
-            check_importance(brought, first.surely_quantized(), header)
-        analysis = run_analysis(job, calibration)
-        imatrix = write_importance(analysis.sums, settings.alpha, job.work / IMATRIX, instead=brought)
-        made = make_to_speed(
-            job,
-            lambda limit: choose_plan(settings, analysis.scores, laid_out, limit),
-            lambda plan: _make_file(job, plan, header, imatrix, quantizer),
-            rule,
-        )
-        keep_header(job, header, dataset)
-    if job.mmproj is not None:
-        with job.watch.measure("mmproj"):
-            export_vision(
-                job.checkpoint, job.family, job.mmproj, dtype=settings.mmproj_type, made_by=TOOL, progress=job.progress
-            )
-    return leave_records(job, made, analysis)
+        made = make_to_speed(job, choose, ground.maker.make, rule)
+        judged = _judge(made, trials if settings.evaluate else None)
+        _keep_evidence(job, evidence)
+        keep_header(job, ground.maker.header, ground.dataset)
+        ground.leave_vision()
+    return leave_records(job, made, ground.analysis, judged)
 
 
-@dataclass(frozen=True)
-class Made:
-    """The text model of a conversion, how it was chosen, and its measured tokens a second where asked for."""
-
-    target: Path
-    choice: Choice
-    tps: float | None = None
-
-
-def make_to_speed(
-    job: Job, choose: Callable[[SpeedRule | None], Choice], make: Callable[[Plan], Path], rule: SpeedRule | None
-) -> Made:
-    """Choose a plan and make its file; where a speed was asked for, measure it, and correct the plan once if it misses.
-
-    For another CPU's profile nothing is measured. The second file is kept whatever it reaches; where no plan is
-    predicted to do better, the first.
-    """
-    choice = choose(rule)
-    target = make(choice.plan)
-    if rule is None or rule.least is None or rule.elsewhere or choice.forecast is None:
-        return Made(target, choice)
-    measured = _measured(job, target, rule)
-    if measured >= rule.least:
-        return Made(target, choice, measured)
-    stricter = replace(rule, least=rule.least * choice.forecast.plan.generate / measured)
+def _judge(made: Made, trials: Trials | None) -> Quality | str:
+    """The quality of what was made, or why it was not measured: hours of work are not lost to that."""
+    if trials is None:
+        return "--no-eval, or no sample with an answer was held out"
     try:
-        second = choose(stricter)
-    except BudgetError:
-        return Made(target, choice, measured)
-    if second.plan == choice.plan:
-        return Made(target, choice, measured)
-    again = make(second.plan)
-    if again != target:
-        target.unlink()
-    return Made(again, second, _measured(job, again, rule))
+        return trials.judge(made.choice.plan, made.target)
+    except (ArtifactError, CalibrationError, RunError) as error:
+        return str(error)
 
 
-def _measured(job: Job, target: Path, rule: SpeedRule) -> float:
-    with job.watch.measure("speed"):
-        return measure_decode(target, threads=rule.threads, progress=job.progress).generate_tps
-
-
-def _make_file(job: Job, plan: Plan, header: Path, imatrix: Path, quantizer: Quantizer) -> Path:
-    """The file of a plan, checked."""
-    check_importance(read_importance(imatrix), weights_to_quantize(plan), header)
-    parts = make_parts(job, plan, imatrix, quantizer)
-    target = job.out / f"{job.name}-LUQ-{len(plan.low_layers)}of{plan.layers}-{plan.low_type}.gguf"
-    with job.watch.measure("assemble"):
-        assemble(parts, header, plan, target, imatrix=ImatrixNote.of(imatrix), progress=job.progress)
-    check_file(job, target, plan)
-    return target
+def _keep_evidence(job: Job, evidence: Evidence | None) -> None:
+    """What the plan was made from beside the scores, in the output folder, so that it can be made again."""
+    (job.out / EVIDENCE).unlink(missing_ok=True)
+    if evidence is not None:
+        write_record(job.out / EVIDENCE, evidence)
 
 
 def analyze(model: str, out: Path, settings: Settings, progress: Progress = silent) -> LayerScores:
@@ -301,20 +263,6 @@ def analyze(model: str, out: Path, settings: Settings, progress: Progress = sile
     return analysis.scores
 
 
-def write_importance(
-    sums: Path, alpha: float, target: Path, *, merged: Sequence[Path] = (), instead: ImportanceMatrix | None = None
-) -> Path:
-    """The importance matrix at a ratio of image and text tokens, from an analysis' sums.
-
-    With `merged`, those files are added to it; `instead`, a matrix that was brought, takes its place.
-    """
-    matrix = instead or mix_importance(read_sums(sums), alpha)
-    if merged:
-        matrix = floor_importance(merge_importance([matrix, *(read_importance(path) for path in merged)]))
-    write_imatrix(target, matrix)
-    return target
-
-
 def remix_importance(folder: Path, alpha: float, merged: Sequence[Path] = ()) -> Path:
     """Write the importance matrix of an analyzed model again at another ratio, merged with others; no pass."""
     if not (folder / SUMS).is_file():
@@ -323,73 +271,18 @@ def remix_importance(folder: Path, alpha: float, merged: Sequence[Path] = ()) ->
         return write_importance(folder / SUMS, alpha, folder / IMATRIX, merged=merged)
 
 
-def require_room(job: Job, layout: Layout) -> None:
-    """Refuse, before any work, a budget that no file meets and a disk that the work would fill."""
-    layers = job.family.layers
-    depth = choose_order(None, "depth", layers)
-    everything_low = layout.plan(depth, "depth", job.settings.budget, strict=job.settings.strict)
-    sizes = layout.sizes(depth)
-    largest = everything_low.size_bytes if job.settings.low_layers is not None else max(sizes)
-    text = min(largest, max(job.settings.max_size or largest, min(sizes)))
-    vision = 4 * sum(_elements(tensor.shape) for tensor in job.family.vision_tensors())
-    parts = 0 if any(job.parts.glob("*.gguf")) else text
-    copies = 2 if job.settings.bundle else 1
-    require_space(job.out, copies * (text + vision) + parts + layout.largest_source_part(), f"converting {job.name}")
-
-
-def _elements(shape: tuple[int, ...]) -> int:
-    return functools.reduce(int.__mul__, shape, 1)
-
-
-def make_parts(job: Job, plan: Plan, imatrix: Path, quantizer: Quantizer) -> list[Path]:
-    """The quantized parts of a plan, each taken from an earlier run where it is there."""
-    groups = part_names(plan)
-    parts: list[Path] = []
-    made = False
-    for done, names in enumerate(groups.values()):
-        job.progress("quantize", done, len(groups))
-        with job.watch.measure("quantize"):
-            part, fresh = _make_part(job, plan, names, imatrix, quantizer)
-        parts.append(part)
-        made |= fresh
-    job.progress("quantize", len(groups), len(groups))
-    return parts
-
-
-def _make_part(job: Job, plan: Plan, names: list[str], imatrix: Path, quantizer: Quantizer) -> tuple[Path, bool]:
-    types = {name: GGMLQuantizationType[plan.types[name]] for name in names}
-    part = job.parts / f"{part_key(job.checkpoint.fingerprint, job.dtype, types, imatrix)}.gguf"
-    wanted = frozenset(names)
-
-    def export(target: Path) -> None:
-        with job.watch.measure("export"):
-            export_text(
-                job.checkpoint, job.family, target, dtype=job.dtype, select=wanted.__contains__, tokenizer=False
-            )
-
-    fresh = make_part(
-        export, part, types, imatrix, high_type=plan.high_type, threads=job.settings.threads, quantizer=quantizer
-    )
-    return part, fresh
-
-
-def check_file(job: Job, target: Path, plan: Plan) -> None:
-    """Reread the written file; what differs from its plan does not stay under a final name."""
-    with job.watch.measure("verify"):
-        differences = verify_types(target, plan)
-    if differences:
-        target.unlink()
-        raise GGUFError(f"the written file differs from its plan: {differences[0]}", path=target)
-
-
-def leave_records(job: Job, made: Made, analysis: AnalysisFiles) -> Conversion:
+def leave_records(job: Job, made: Made, analysis: AnalysisFiles, judged: Quality | str) -> Conversion:
     """Plan, scores, sums and importance matrix beside the model, and the bundle when asked for."""
     out, plan = job.out, made.choice.plan
+    quality, unmeasured = (None, judged) if isinstance(judged, str) else (judged, "")
     write_record(out / PLAN, plan)
     write_text(out / TENSOR_TYPES, tensor_types_text(plan))
     for name in (SCORES, SUMS, REFERENCE):
         _copy(analysis.folder / name, out / name)
     _copy(job.work / IMATRIX, out / IMATRIX)
+    (out / QUALITY).unlink(missing_ok=True)
+    if quality is not None:
+        write_record(out / QUALITY, quality)
     bundled = bundle_name(made.target) if job.settings.bundle else None
     if bundled is not None and job.mmproj is not None:
         with job.watch.measure("bundle"):
@@ -397,8 +290,14 @@ def leave_records(job: Job, made: Made, analysis: AnalysisFiles) -> Conversion:
     return Conversion(
         made.target, job.mmproj, bundled, out / PLAN, out / SCORES, out / IMATRIX, plan, analysis.scores,
         made.choice.layout.layer_bytes(plan), dict(job.watch.seconds), job.family.layout, made.choice.forecast,
-        made.tps,
+        made.tps, quality, unmeasured, _better(job, plan, quality),
     )  # fmt: skip
+
+
+def _better(job: Job, plan: Plan, quality: Quality | None) -> FrontierPoint | None:
+    if quality is None:
+        return None
+    return better_preset(job.out, job.checkpoint.digest, plan.size_bytes, quality)
 
 
 def bundle_name(target: Path) -> Path:
@@ -416,7 +315,7 @@ def finish(job: Job, request: str, calibration: CalibrationSet, result: Conversi
         name=job.name,
         settings=plain_settings(_decided(job.settings, result.plan)),
         versions=versions(),
-        files=record_files([*result.files(), *(job.out / name for name in FOR_LATER)]),
+        files=record_files([*result.files(), *(job.out / name for name in FOR_LATER if (job.out / name).exists())]),
         layer_bytes=result.layer_bytes,
         seconds=result.seconds,
     )
@@ -424,8 +323,11 @@ def finish(job: Job, request: str, calibration: CalibrationSet, result: Conversi
 
 
 def _decided(settings: Settings, plan: Plan) -> Settings:
-    """Settings that give the plan again without a profile of this CPU."""
-    return replace(settings, low_type=plan.low_type, low_layers=len(plan.low_layers)) if settings.by_speed else settings
+    """Settings that give the plan again without anything measured."""
+    if settings.order == MIX:
+        return replace(settings, max_size=plan.size_bytes, low_layers=None)
+    measured = settings.by_speed or settings.max_drop is not None
+    return replace(settings, low_type=plan.low_type, low_layers=len(plan.low_layers)) if measured else settings
 
 
 def _finished_conversion(job: Job, manifest: Manifest) -> Conversion:
@@ -437,19 +339,11 @@ def _finished_conversion(job: Job, manifest: Manifest) -> Conversion:
         raise ArtifactError(f"{out / MANIFEST} names no model", path=out / MANIFEST, hint="delete it and convert again")
     bundled = bundle_name(target) if job.settings.bundle else None
     scores = read_record(out / SCORES, LayerScores)
+    quality = read_record(out / QUALITY, Quality) if QUALITY in manifest.files else None
     return Conversion(
-        target,
-        job.mmproj,
-        bundled,
-        out / PLAN,
-        out / SCORES,
-        out / IMATRIX,
-        plan,
-        scores,
-        manifest.layer_bytes,
-        {},
-        job.family.layout,
-    )
+        target, job.mmproj, bundled, out / PLAN, out / SCORES, out / IMATRIX, plan, scores, manifest.layer_bytes, {},
+        job.family.layout, quality=quality, better=_better(job, plan, quality),
+    )  # fmt: skip
 
 
 def plain_settings(settings: Settings) -> dict[str, str | int | float | bool | None]:

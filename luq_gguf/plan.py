@@ -20,8 +20,15 @@ from luq_gguf.errors import BudgetError, RequestError
 from luq_gguf.gguf_file import DEFAULT_ALIGNMENT, align, tensor_bytes
 from luq_gguf.type_names import UNQUANTIZED
 
-ORDERS = ("entropy", "entropy-input", "depth", "reverse", "random")
-"""depth: last layer first; reverse: highest entropy first."""
+DAMAGE, MIX = "damage", "mix"
+ORDERS = ("entropy", "entropy-input", "depth", "reverse", "random", "cosine", "change", DAMAGE, MIX)
+"""depth: last layer first; reverse: highest entropy first; cosine: layers first whose output is most like their input;
+change: whose blocks add least; damage: whose measured damage is least for the bytes that they save; mix is no order: it
+gives each group of tensors a type of its own."""
+MEASURED = (DAMAGE, MIX)
+"""Orders that need more than the scores."""
+MIXED = "MIX"
+"""The low type of a plan that has several."""
 DEFAULT_LOW_SHARE = 3 / 7
 """The paper's 12 of Qwen2.5-VL-7B's 28 layers."""
 TRAINED_ONLY = frozenset({"TQ1_0", "TQ2_0", "Q1_0", "MXFP4", "NVFP4"})
@@ -110,12 +117,34 @@ def choose_order(scores: LayerScores | None, order_name: str, layers: int, seed:
         return depth
     if order_name == "random":
         return tuple(random.Random(seed).sample(range(layers), layers))
-    means = _means(scores, "input" if order_name == "entropy-input" else "output", layers)
+    if order_name in MEASURED:
+        raise RequestError(f"the order {order_name!r} is measured", hint="convert the model with it")
+    if order_name in CHANGES:
+        figures = change_scores(scores, order_name, layers)
+        return tuple(sorted(depth, key=lambda layer: figures[layer]))
+    means = entropy_means(scores, layers, "input" if order_name == "entropy-input" else "output")
     sign = -1 if order_name == "reverse" else 1
     return tuple(sorted(depth, key=lambda layer: sign * means[layer]))
 
 
-def _means(scores: LayerScores | None, site: str, layers: int) -> list[float]:
+CHANGES = {"cosine": {"cosine": -1.0}, "change": {"attention": 1.0, "ffn": 1.0}}
+"""The figures that orders by change add up, and with which sign."""
+
+
+def change_scores(scores: LayerScores | None, order_name: str, layers: int) -> list[float]:
+    """What an order by change sorts by, the least first: the mean over multimodal and text tokens."""
+    found = [0.0] * layers
+    for figure, sign in CHANGES[order_name].items():
+        keys = (f"{figure}_multimodal", f"{figure}_text")
+        rows = [scores.changes[key] for key in keys if scores is not None and key in scores.changes]
+        if not rows or any(len(row) != layers for row in rows):
+            raise RequestError(f"the scores do not give the order {order_name!r}", hint="analyze the model again")
+        found = [total + sign * sum(values) / len(rows) for total, *values in zip(found, *rows, strict=True)]
+    return found
+
+
+def entropy_means(scores: LayerScores | None, layers: int, site: str = "output") -> list[float]:
+    """The entropy of every layer in bits, of image and text tokens where they were measured, else of texts."""
     rows = None
     if scores is not None:
         rows = scores.entropy.get(f"{site}_multimodal") or scores.entropy.get(f"{site}_text")
@@ -183,6 +212,41 @@ def make_plan(
         bits_per_weight=bits / sum(prod(spec.shape) for spec in specs),
         fallbacks=fallbacks,
         notes=notes,
+    )
+
+
+def make_mixed_plan(
+    specs: Sequence[TensorSpec],
+    header_bytes: int,
+    layers: int,
+    types: Mapping[str, GGMLQuantizationType],
+    inputs: PlanInputs,
+) -> Plan:
+    """The plan with a type of its own for every tensor; those that `types` does not name get the high one.
+
+    Low are the layers that are smaller than the high type makes them.
+    """
+    chosen = {spec.name: types.get(spec.name, spec.high) for spec in specs}
+    saved = dict.fromkeys(range(layers), 0)
+    for spec in specs:
+        if spec.layer is not None:
+            saved[spec.layer] += spec.bytes_as(spec.high) - spec.bytes_as(chosen[spec.name])
+    order = tuple(sorted(saved, key=lambda layer: (-saved[layer], -layer)))
+    bits = 8 * sum(type_size(chosen[spec.name], spec.shape) for spec in specs)
+    return Plan(
+        checkpoint=inputs.checkpoint,
+        layers=layers,
+        order_name=inputs.order_name,
+        order=order,
+        low_layers=tuple(sorted(layer for layer in order if saved[layer] > 0)),
+        low_type=MIXED,
+        high_type=inputs.high_type,
+        types={name: chosen[name].name for name in tensor_order(chosen)},
+        size_bytes=header_bytes + sum(spec.bytes_as(chosen[spec.name]) for spec in specs),
+        high_size_bytes=header_bytes + sum(spec.bytes_as(spec.high) for spec in specs),
+        f16_size_bytes=inputs.source_bytes,
+        bits_per_weight=bits / sum(prod(spec.shape) for spec in specs),
+        fallbacks={name: kind.name for name, kind in inputs.high_fallbacks.items() if chosen.get(name) == kind},
     )
 
 

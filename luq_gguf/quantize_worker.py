@@ -1,4 +1,4 @@
-"""The child process that calls `llama_model_quantize`: `python -m luq_gguf.quantize_worker`.
+"""The child process that calls llama.cpp's quantizers: `python -m luq_gguf.quantize_worker`.
 
 Reads one job a line (JSON) from stdin, writes llama.cpp's log to stdout and, after each job, one line
 that begins with `RESULT`. An assertion of llama.cpp ends this process only. It ends by itself as soon as
@@ -22,6 +22,7 @@ import llama_cpp.llama_cpp as llama
 from luq_gguf.errors import LuqError
 from luq_gguf.importance import read_means
 from luq_gguf.quantizer import RESULT
+from luq_gguf.row_errors import answer_of
 
 
 def main() -> None:
@@ -49,7 +50,7 @@ def _log(level: int, text: bytes, user_data: object) -> None:
 
 def _serve(job: Mapping[str, Any]) -> None:
     try:
-        answer: dict[str, int | str] = {"code": _quantize(job)}
+        answer: dict[str, Any] = {"code": 0, "errors": answer_of(job)} if "rows" in job else {"code": _quantize(job)}
     except (LuqError, OSError, MemoryError, ValueError) as error:
         answer = {"code": -1, "error": f"{type(error).__name__}: {error}"}
     os.write(1, f"\n{RESULT}{json.dumps(answer)}\n".encode())

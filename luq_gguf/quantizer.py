@@ -31,8 +31,8 @@ class Quantizer(Child):
     def __init__(self) -> None:
         super().__init__("luq_gguf.quantize_worker", stderr=subprocess.STDOUT)
 
-    def run(self, job: Mapping[str, Any], on_line: Callable[[str], None]) -> None:
-        """Do one job, passing every line of llama.cpp's log on.
+    def run(self, job: Mapping[str, Any], on_line: Callable[[str], None]) -> dict[str, Any]:
+        """Do one job, passing every line of llama.cpp's log on; gives the child's answer.
 
         Raises QuantizeError where llama.cpp reports an error or takes the child down with it.
         """
@@ -46,6 +46,7 @@ class Quantizer(Child):
             raise _failure(job, tail, self._last_words())
         if answer["code"]:
             raise _failure(job, tail, answer.get("error", ""))
+        return answer
 
     def _exchange(
         self, job: Mapping[str, Any], tail: collections.deque[str], on_line: Callable[[str], None]

@@ -19,13 +19,13 @@ from luq_gguf.tensor_record import read_arrays, write_arrays
 if TYPE_CHECKING:
     import torch
 
-FORMAT = "luq-gguf reference 1"
+FORMAT = "luq-gguf reference 2"
 TOP = 64
 PLACES = 1024
 """Answer tokens whose logits are in memory at once."""
 FORMS: dict[str, tuple[type[np.generic], int]] = {
-    "starts": (np.int64, 1), "answers": (np.int32, 1), "top": (np.int32, 2), "log_probabilities": (np.float32, 2),
-    "rest": (np.float32, 1),
+    "starts": (np.int64, 1), "prompts": (np.int32, 1), "answers": (np.int32, 1), "top": (np.int32, 2),
+    "log_probabilities": (np.float32, 2), "rest": (np.float32, 1),
 }  # fmt: skip
 ARRAYS = tuple(FORMS)
 
@@ -34,19 +34,41 @@ ARRAYS = tuple(FORMS)
 class Reference:
     """Teacher-forced answers of the held-out samples, their tokens one after the other.
 
-    `samples` are ids, `starts` (samples + 1,) where each one's tokens begin; `answers` (tokens,) the tokens
-    of the answers; `top` (tokens, k) and `log_probabilities` (tokens, k) what the model says in each place,
-    best first, and `rest` (tokens,) the probability of all other tokens; `context` names what the prompts can be
-    made again from.
+    `samples` are ids, `starts` (samples + 1,) where each one's tokens begin, `prompts` (samples,) how many tokens stand
+    before them, those of images among them; `answers` (tokens,) the tokens of the answers, each ended by `turn_end`;
+    `top` (tokens, k) and `log_probabilities` (tokens, k) what the model says in each place, best first, and `rest`
+    (tokens,) the probability of all other tokens; `context` names what the prompts can be made again from.
     """
 
     samples: tuple[str, ...]
     starts: NDArray[np.int64]
+    prompts: NDArray[np.int32]
     answers: NDArray[np.int32]
     top: NDArray[np.int32]
     log_probabilities: NDArray[np.float32]
     rest: NDArray[np.float32]
     context: dict[str, Any]
+
+    @property
+    def turn_end(self) -> str:
+        """The text that ends every answer."""
+        return str(self.context.get("turn_end", ""))
+
+    def some(self, count: int) -> Reference:
+        """The part that `count` samples have in it, evenly spaced among all."""
+        chosen = np.unique(np.linspace(0, len(self.samples) - 1, count).round().astype(np.int64))
+        lengths = np.diff(self.starts)
+        kept = np.isin(np.repeat(np.arange(len(self.samples)), lengths), chosen)
+        return Reference(
+            samples=tuple(self.samples[place] for place in chosen),
+            starts=np.concatenate([[0], np.cumsum(lengths[chosen])]).astype(np.int64),
+            prompts=self.prompts[chosen],
+            answers=self.answers[kept],
+            top=self.top[kept],
+            log_probabilities=self.log_probabilities[kept],
+            rest=self.rest[kept],
+            context=self.context,
+        )
 
 
 def score_answers(
@@ -106,7 +128,8 @@ def read_reference(path: Path) -> Reference:
 def _is_sound(reference: Reference) -> bool:
     places = len(reference.answers)
     starts, top, values = reference.starts, reference.top, reference.log_probabilities
-    shapes = len(starts) == len(reference.samples) + 1 and top.shape == values.shape and top.ndim == 2
+    count = len(reference.samples)
+    shapes = len(starts) == count + 1 == len(reference.prompts) + 1 and top.shape == values.shape and top.ndim == 2
     lengths = shapes and len(top) == places == len(reference.rest) and starts[0] == 0 and starts[-1] == places
     return bool(
         lengths

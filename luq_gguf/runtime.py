@@ -19,18 +19,20 @@ import numpy as np
 
 from luq_gguf.bundle import extract_mmproj, is_bundle
 from luq_gguf.chat import ChatRenderer
+from luq_gguf.embeddings import EmbeddingStore
 from luq_gguf.errors import RunError
 from luq_gguf.gguf_file import GGUFFile
 from luq_gguf.images import fit_to_grid
 from luq_gguf.loadable import open_loadable
 from luq_gguf.processors import default_threads
 from luq_gguf.projectors import doubt_pair, projector_of
+from luq_gguf.samples import IMAGE_PART, Part, Turns, chat_messages, text_part
 
 if TYPE_CHECKING:
     import llama_cpp
     from PIL import Image
 
-PROBE = "luq-gguf"
+PROBE, ANSWER = "luq-gguf", "luq-gguf answers"
 BATCH_TOKENS = 2048
 """llama.cpp aborts the process where it is handed more at once."""
 
@@ -40,7 +42,8 @@ class Runtime:
 
     `mmproj` may be left out for text, and where `model` is a bundle; images are made smaller where they have more
     than `image_tokens`, None being the limit of the calibration. Raises GGUFError where a file is no sound GGUF,
-    RunError where llama.cpp refuses it. `doubt` is what speaks against model and mmproj belonging together.
+    RunError where llama.cpp refuses it. `doubt` is what speaks against model and mmproj belonging together. What the
+    vision part makes of images is taken from `embeddings` where it stands there, and kept there.
     """
 
     def __init__(
@@ -51,9 +54,11 @@ class Runtime:
         threads: int | None = None,
         context: int = 4096,
         image_tokens: int | None = None,
+        embeddings: EmbeddingStore | None = None,
     ) -> None:
         self._stack = contextlib.ExitStack()
         self._image_tokens = image_tokens
+        self._embeddings = embeddings
         self.doubt: str | None = None
         try:
             self._open(model, mmproj, threads, context)
@@ -80,7 +85,7 @@ class Runtime:
         self._vision: Any = None
         if mmproj is not None or is_bundle(model):
             self._load_vision(model, mmproj)
-        self._position = 0
+        self._position = self._used = self.prompt_tokens = 0
 
     def _renderer(self) -> ChatRenderer:
         tokens = {
@@ -115,6 +120,8 @@ class Runtime:
             metadata = GGUFFile.open(path).metadata
             self.doubt = doubt_pair(self.metadata, metadata, mmproj or path)
             self._projector = projector_of(metadata)
+            self._width = int(self._llama.llama_model_n_embd_inp(self._model))
+            self._mmproj = self._embeddings.digest(path, mmproj or model) if self._embeddings else ""
             self._limits = self._projector.limits(metadata, path, self._image_tokens)
             parameters = self._mtmd.mtmd_context_params_default()
             parameters.use_gpu = False
@@ -137,37 +144,42 @@ class Runtime:
     ) -> None:
         self._stack.close()
 
-    def start(self, question: str, image: Image.Image | None = None) -> np.ndarray:
-        """Evaluate a prompt in the model's chat template; return the next token's logits, float32 (vocabulary,)."""
+    def start(self, question: str, image: Image.Image | None = None, turns: Turns = ()) -> np.ndarray:
+        """Evaluate a prompt in the model's chat template; return the next token's logits, float32 (vocabulary,).
+
+        `turns` came before the question; the image belongs to the first of all questions. `prompt_tokens` is then how
+        many tokens the prompt has, those of the image among them.
+        """
         if image is not None and self._vision is None:
             raise RunError("this model was loaded without its vision part", hint="give its mmproj with --mmproj")
-        prompt = self._prompt(question, with_image=image is not None)
+        prompt = self._prompt(question, turns, with_image=image is not None)
         self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), True)
-        self._position = 0
-        if self._vision is None:
-            last: np.ndarray = self.extend(self.tokenize(prompt, begin=self._begins(prompt)))[-1]
-            return last
-        return self._start_with_vision(prompt, image)
+        self._position = self._used = 0
+        if self._vision is not None:
+            return self._start_with_vision(prompt, image)
+        tokens = self.tokenize(prompt, begin=self._begins(prompt))
+        self.prompt_tokens = len(tokens)
+        return self._evaluate(tokens)
 
-    def _prompt(self, question: str, *, with_image: bool) -> str:
-        """The question in the model's chat template, with llama.cpp's marker in the place of the image."""
-        text: Any = {"type": "text", "text": question}
+    def _prompt(self, question: str, turns: Turns, *, with_image: bool) -> str:
+        """The conversation in the model's chat template, with llama.cpp's marker in the place of the image."""
         if not with_image:
-            content = question if self._takes_plain_text() else [text]
-            return self._chat.render([[{"role": "user", "content": content}]])[0]
+            return self._render(chat_messages(question, turns, plain=self._takes_plain_text()))
         marker = self._mtmd.mtmd_default_marker().decode()
         if self._projector.place:
-            (prompt,) = self._chat.render([[{"role": "user", "content": [{"type": "image"}, text]}]])
+            prompt = self._render(chat_messages(question, turns, image=IMAGE_PART))
             if self._projector.place in prompt:
                 around = self._projector.around
                 return prompt.replace(self._projector.place, f"{around}{marker}{around}", 1)
-        return self._chat.render([[{"role": "user", "content": [{"type": "text", "text": marker}, text]}]])[0]
+        return self._render(chat_messages(question, turns, image=text_part(marker)))
+
+    def _render(self, messages: list[Part]) -> str:
+        return self._chat.render([messages])[0]
 
     def _takes_plain_text(self) -> bool:
         """Whether the template takes contents that are strings: those of text models take nothing else."""
         if self._plain is None:
-            (prompt,) = self._chat.render([[{"role": "user", "content": PROBE}]])
-            self._plain = PROBE in prompt
+            self._plain = PROBE in self._render(chat_messages(PROBE, plain=True))
         return self._plain
 
     def _begins(self, prompt: str) -> bool:
@@ -180,8 +192,9 @@ class Runtime:
         return (text or b"").decode(errors="replace")
 
     def _start_with_vision(self, prompt: str, image: Image.Image | None) -> np.ndarray:
+        fitted = None if image is None else fit_to_grid(image, self._limits)
         with contextlib.ExitStack() as stack:
-            bitmaps = [] if image is None else [self._bitmap(image, stack)]
+            bitmaps = [] if fitted is None else [self._bitmap(fitted, stack)]
             chunks = self._mtmd.mtmd_input_chunks_init()
             stack.callback(self._mtmd.mtmd_input_chunks_free, chunks)
             text = prompt.encode()
@@ -191,28 +204,51 @@ class Runtime:
             status = self._mtmd.mtmd_tokenize(self._vision, chunks, ctypes.byref(source), array, len(bitmaps))
             if status:
                 raise RunError(f"llama.cpp cannot tokenize the prompt (status {status}): {self.log.last()}")
-            self._require_room(self._mtmd.mtmd_helper_get_n_tokens(chunks))
-            reached = self._llama.llama_pos(0)
-            status = self._mtmd.mtmd_helper_eval_chunks(
-                self._vision, self._context, chunks, 0, 0, self._batch_tokens, True, ctypes.byref(reached)
+            self.prompt_tokens = int(self._mtmd.mtmd_helper_get_n_tokens(chunks))
+            self._require_room(self.prompt_tokens)
+            self._used = self.prompt_tokens
+            for number in range(self._mtmd.mtmd_input_chunks_size(chunks)):
+                self._evaluate_chunk(self._mtmd.mtmd_input_chunks_get(chunks, number), number, fitted)
+        return self._logits(-1)
+
+    def _evaluate_chunk(self, chunk: Any, number: int, image: Image.Image | None) -> None:
+        """A piece of a prompt, text or image; what an image becomes is kept where there is a store for it."""
+        reached = self._llama.llama_pos(self._position)
+        is_text = self._mtmd.mtmd_input_chunk_get_type(chunk) == self._mtmd.MTMD_INPUT_CHUNK_TYPE_TEXT
+        if is_text or image is None or self._embeddings is None:
+            status = self._mtmd.mtmd_helper_eval_chunk_single(
+                self._vision, self._context, chunk, self._position, 0, self._batch_tokens, True, ctypes.byref(reached)
             )
+        else:
+            shape = (self._mtmd.mtmd_input_chunk_get_n_tokens(chunk), self._width)
+            found = self._embeddings.get(self._mmproj, image, number, shape, lambda: self._encode(chunk, shape))
+            nothing = self._mtmd.mtmd_helper_post_decode_callback()
+            status = self._mtmd.mtmd_helper_decode_image_chunk(
+                self._vision, self._context, chunk, found.ctypes.data_as(ctypes.POINTER(ctypes.c_float)),
+                self._position, 0, self._batch_tokens, ctypes.byref(reached), nothing, None,
+            )  # fmt: skip
         if status:
             raise RunError(f"llama.cpp cannot evaluate the prompt (status {status}): {self.log.last()}")
         self._position = int(reached.value)
-        return self._logits(-1)
+
+    def _encode(self, chunk: Any, shape: tuple[int, int]) -> np.ndarray:
+        """What the vision part makes of an image, float32 of this shape."""
+        status = self._mtmd.mtmd_encode_chunk(self._vision, chunk)
+        if status:
+            raise RunError(f"llama.cpp cannot encode the image (status {status}): {self.log.last()}")
+        return np.ctypeslib.as_array(self._mtmd.mtmd_get_output_embd(self._vision), shape=shape).copy()
 
     def _bitmap(self, image: Image.Image, stack: contextlib.ExitStack) -> Any:
-        fitted = fit_to_grid(image, self._limits)
-        pixels = np.ascontiguousarray(np.asarray(fitted, dtype=np.uint8))
+        pixels = np.ascontiguousarray(np.asarray(image, dtype=np.uint8))
         pointer = pixels.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        bitmap = self._mtmd.mtmd_bitmap_init(fitted.width, fitted.height, pointer)
+        bitmap = self._mtmd.mtmd_bitmap_init(image.width, image.height, pointer)
         stack.callback(self._mtmd.mtmd_bitmap_free, bitmap)
         return bitmap
 
     def _require_room(self, tokens: int) -> None:
-        if self._position + tokens > self.context:
+        if self._used + tokens > self.context:
             raise RunError(
-                f"the prompt needs {self._position + tokens} tokens, the context has {self.context}",
+                f"the prompt needs {self._used + tokens} tokens, the context has {self.context}",
                 hint="ask less, or take a smaller image",
             )
 
@@ -232,11 +268,22 @@ class Runtime:
     def extend(self, tokens: Sequence[int]) -> np.ndarray:
         """Evaluate further tokens; return the logits after each, float32 (len(tokens), vocabulary)."""
         self._require_room(len(tokens))
-        step = self._batch_tokens
-        pieces = [tokens[start : start + step] for start in range(0, len(tokens), step)]
-        return np.concatenate([self._decode(piece) for piece in pieces] or [np.empty((0, self.vocabulary), np.float32)])
+        found = [self._decode(piece, every=True) for piece in self._batches(tokens)]
+        return np.concatenate([*found, np.empty((0, self.vocabulary), np.float32)])
 
-    def _decode(self, tokens: Sequence[int]) -> np.ndarray:
+    def _evaluate(self, tokens: Sequence[int]) -> np.ndarray:
+        """The logits after the last of further tokens, float32 (vocabulary,)."""
+        self._require_room(len(tokens))
+        for piece in self._batches(tokens):
+            last: np.ndarray = self._decode(piece, every=False)[-1]
+        return last
+
+    def _batches(self, tokens: Sequence[int]) -> Iterator[Sequence[int]]:
+        return (tokens[start : start + self._batch_tokens] for start in range(0, len(tokens), self._batch_tokens))
+
+    def _decode(self, tokens: Sequence[int], *, every: bool) -> np.ndarray:
+        """The logits after each of some tokens, or after the last one only; float32 (rows, vocabulary)."""
+        wanted = range(len(tokens)) if every else range(len(tokens) - 1, len(tokens))
         batch = self._llama.llama_batch_init(len(tokens), 0, 1)
         try:
             batch.n_tokens = len(tokens)
@@ -245,32 +292,56 @@ class Runtime:
                 batch.pos[index] = self._position + index
                 batch.n_seq_id[index] = 1
                 batch.seq_id[index][0] = 0
-                batch.logits[index] = True
+                batch.logits[index] = index in wanted
             status = self._llama.llama_decode(self._context, batch)
         finally:
             self._llama.llama_batch_free(batch)
         if status:
             raise RunError(f"llama.cpp cannot decode {len(tokens)} tokens (status {status}): {self.log.last()}")
         self._position += len(tokens)
-        return np.stack([self._logits(index) for index in range(len(tokens))])
+        self._used += len(tokens)
+        return np.stack([self._logits(index) for index in wanted])
 
     def _logits(self, index: int) -> np.ndarray:
         pointer = self._llama.llama_get_logits_ith(self._context, index)
         return np.ctypeslib.as_array(pointer, shape=(self.vocabulary,)).copy()
 
-    def pieces(self, question: str, image: Image.Image | None = None, *, max_tokens: int = 256) -> Iterator[bytes]:
+    def pieces(
+        self, question: str, image: Image.Image | None = None, *, turns: Turns = (), max_tokens: int = 256
+    ) -> Iterator[bytes]:
         """Answer greedily, one token's bytes at a time, until the model ends its turn."""
-        logits = self.start(question, image)
+        logits = self.start(question, image, turns)
         for _ in range(max_tokens):
             token = int(logits.argmax())
             if self._llama.llama_vocab_is_eog(self._vocab, token):
                 return
             yield self._piece(token)
-            logits = self.extend([token])[-1]
+            logits = self._evaluate([token])
 
-    def answer(self, question: str, image: Image.Image | None = None, *, max_tokens: int = 256) -> str:
+    def answer(
+        self, question: str, image: Image.Image | None = None, *, turns: Turns = (), max_tokens: int = 256
+    ) -> str:
         """The whole greedy answer as text."""
-        return b"".join(self.pieces(question, image, max_tokens=max_tokens)).decode(errors="replace").strip()
+        said = self.pieces(question, image, turns=turns, max_tokens=max_tokens)
+        return b"".join(said).decode(errors="replace").strip()
+
+    @property
+    def sees(self) -> bool:
+        """Whether it was loaded with its vision part."""
+        return self._vision is not None
+
+    @property
+    def turn_end(self) -> str:
+        """The token with which the model ends its turn, as text: what its template writes behind an answer.
+
+        llama.cpp's own guess is any token of the vocabulary with a known name, for Qwen's <|endoftext|> too; it is
+        taken where the template writes none.
+        """
+        said = self._render(chat_messages(PROBE, ((PROBE, ANSWER),), plain=self._takes_plain_text()))
+        after = self.tokenize(said.partition(ANSWER)[2])
+        ends = (token for token in after if self._llama.llama_vocab_is_eog(self._vocab, token))
+        guess = self._llama.llama_vocab_eot(self._vocab)
+        return self._token_text(next(ends, guess if guess >= 0 else self._llama.llama_vocab_eos(self._vocab)))
 
     def _piece(self, token: int) -> bytes:
         buffer = ctypes.create_string_buffer(256)

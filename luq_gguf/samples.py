@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from luq_gguf.images import Picture
+
+Part = dict[str, Any]
+Turns = tuple[tuple[str, str], ...]
+IMAGE_PART: Part = {"type": "image"}
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class Sample:
     answer: str | None = None
     picture: Picture | None = None
     text: str | None = None
-    turns: tuple[tuple[str, str], ...] = ()
+    turns: Turns = ()
     origin: str = ""
 
     @property
@@ -36,7 +40,7 @@ class CalibrationSet:
 
     `skipped` counts the rows that could not be used, `skipped_reasons` says why of the first of them; with
     `skip_bad` samples that a model cannot take are left out too, and counted. Both groups are in an order that does not
-    depend on the file's.
+    depend on the file's. `recipe` is what `load_calibration` made the set from.
     """
 
     name: str
@@ -46,23 +50,32 @@ class CalibrationSet:
     skipped: int = 0
     skipped_reasons: tuple[str, ...] = ()
     skip_bad: bool = False
+    recipe: dict[str, Any] = field(default_factory=dict)
 
 
-def messages_of(sample: Sample, *, plain: bool = False) -> list[dict[str, Any]]:
+def messages_of(sample: Sample, *, plain: bool = False) -> list[Part]:
     """The conversation up to the question as chat messages, with a place for the image in its first.
 
     `plain` gives contents as strings, as the templates of models without vision want them.
     """
-    asked = [*(question for question, _ in sample.turns), sample.question]
-    messages = [{"role": "user", "content": question if plain else [_text(question)]} for question in asked]
-    if sample.picture is not None:
-        messages[0] = {"role": "user", "content": [{"type": "image"}, _text(asked[0])]}
-    for number, (_, answer) in enumerate(sample.turns):
-        messages.insert(2 * number + 1, {"role": "assistant", "content": answer if plain else [_text(answer)]})
+    image = None if sample.picture is None else IMAGE_PART
+    return chat_messages(sample.question, sample.turns, image=image, plain=plain)
+
+
+def chat_messages(question: str, turns: Turns = (), *, image: Part | None = None, plain: bool = False) -> list[Part]:
+    """A conversation as chat messages; `image` is the part of the first that stands for an image."""
+    asked = [*(earlier for earlier, _ in turns), question]
+    messages: list[Part] = [{"role": "user", "content": text if plain else [text_part(text)]} for text in asked]
+    if image is not None:
+        messages[0] = {"role": "user", "content": [image, text_part(asked[0])]}
+    for number, (_, answer) in enumerate(turns):
+        content = answer if plain else [text_part(answer)]
+        messages.insert(2 * number + 1, {"role": "assistant", "content": content})
     return messages
 
 
-def _text(content: str) -> dict[str, str]:
+def text_part(content: str) -> Part:
+    """The part of a message that is text."""
     return {"type": "text", "text": content}
 
 

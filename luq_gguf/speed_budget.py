@@ -73,6 +73,10 @@ class SpeedRule:
             doubt=self.doubt,
         )
 
+    def allows(self, specs: Sequence[TensorSpec], plan: Plan) -> bool:
+        """Whether a plan is predicted to reach the speed, where one is to be reached."""
+        return self.least is None or self.forecast(specs, plan).plan.generate >= self.least
+
 
 PlanOf = Callable[[int], Plan]
 """The plan with so many low layers; raises BudgetError where that keeps no other budget."""

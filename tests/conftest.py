@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from luq_gguf import pipeline
+from luq_gguf.demo import CHECKPOINT
 from tests.pico import build_pico
 from tests.program import QUICK, Run, result_of, run_program
 from tests.stock import StockTools, prepare_stock_tools
@@ -32,6 +34,14 @@ def converted(pico_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
     """What the program leaves and prints for a budget of one low layer; tests must not change the folder."""
     out = tmp_path_factory.mktemp("converted")
     return run_program("convert", pico_checkpoint, "--out", out, "--low-layers", 1, *QUICK, "--json")
+
+
+@pytest.fixture(scope="session")
+def analyzed_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an analysis of the demo model by 60 of its own samples; tests add to its work folder only."""
+    folder = tmp_path_factory.mktemp("analyzed")
+    pipeline.analyze(str(CHECKPOINT), folder, pipeline.Settings(calib="shapes", samples=60, threads=1))
+    return folder
 
 
 @pytest.fixture(scope="session")

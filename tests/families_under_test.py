@@ -23,6 +23,7 @@ from luq_gguf.demo.scenes import draw_scene, make_scene
 from luq_gguf.export import export_text, export_vision
 from luq_gguf.families import Family, find_family
 from luq_gguf.runtime import Runtime
+from luq_gguf.samples import Turns
 
 QUESTION = "What is in the picture?"
 SEEING = ("qwen2.5-vl", "qwen2-vl", "qwen3-vl", "llava-1.5", "gemma-3")
@@ -93,12 +94,17 @@ class Original:
             return [(rule.side, rule.side)]
         return [(columns * rule.factor, rows * rule.factor) for columns, rows in GRIDS]
 
-    def inputs(self, question: str, image: Image.Image | None = None, answer: str = "") -> dict[str, torch.Tensor]:
+    def inputs(
+        self, question: str, image: Image.Image | None = None, answer: str = "", turns: Turns = ()
+    ) -> dict[str, torch.Tensor]:
         """What transformers' processor makes of a question; its classes for videos are not installed here."""
-        content: Any = question
-        if self.name in SEEING:
-            content = [{"type": "image"}] * (image is not None) + [{"type": "text", "text": question}]
-        messages = [{"role": "user", "content": content}]
+        said = [*(text for turn in turns for text in turn), question]
+        messages: list[dict[str, Any]] = []
+        for number, text in enumerate(said):
+            content: Any = text
+            if self.name in SEEING:
+                content = [{"type": "image"}] * (image is not None and number == 0) + [{"type": "text", "text": text}]
+            messages.append({"role": ("user", "assistant")[number % 2], "content": content})
         options = {"chat_template": self.template, "add_generation_prompt": True, "tokenize": False}
         prompt = self.tokenizer.apply_chat_template(messages, **options) + answer
         given: dict[str, torch.Tensor] = {}

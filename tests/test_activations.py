@@ -112,18 +112,20 @@ def run_whole_model(folder: Path) -> Oracle:
 
         return hook
 
-    def keep_output(site: str):
-        def hook(_, __, output):
-            states = output[0] if isinstance(output, tuple) else output
-            oracle.sites.setdefault(site, {})[current] = states.reshape(-1, states.shape[-1]).numpy()
+    def keep(site: str, states: torch.Tensor) -> None:
+        oracle.sites.setdefault(site, {})[current] = states.reshape(-1, states.shape[-1]).numpy()
 
-        return hook
+    def keep_output(site: str):
+        return lambda _, __, output: keep(site, output[0] if isinstance(output, tuple) else output)
 
     for index, layer in enumerate(model.model.language_model.layers):
         for name, weight in WEIGHTS.items():
             layer.get_submodule(name).register_forward_pre_hook(keep_input(f"blk.{index}.{weight}.weight"))
         layer.register_forward_hook(keep_output(f"output {index}"))
         layer.input_layernorm.register_forward_hook(keep_output(f"input {index}"))
+        layer.register_forward_pre_hook(lambda _, inputs, site=f"entering {index}": keep(site, inputs[0]))
+        layer.self_attn.o_proj.register_forward_hook(keep_output(f"attention {index}"))
+        layer.mlp.down_proj.register_forward_hook(keep_output(f"ffn {index}"))
     model.lm_head.register_forward_pre_hook(keep_input("output.weight"))
     for sample in (*COUNTED, *HELD_OUT):
         current = sample.id
@@ -221,6 +223,7 @@ def test_the_reference_is_the_whole_models_at_the_held_out_answers(run: Run, ora
         answer = oracle.answers[name]
         here = slice(reference.starts[number], reference.starts[number + 1])
         assert reference.answers[here].tolist() == answer
+        assert reference.prompts[number] == len(oracle.logits[name]) - len(answer)
         before = torch.from_numpy(oracle.logits[name][-len(answer) - 1 : -1]).double()
         expected = before.log_softmax(dim=1)
         given = expected.gather(1, torch.from_numpy(reference.top[here]).long())
@@ -388,3 +391,18 @@ def test_samples_that_the_model_cannot_take_are_left_out_and_counted(pico_checkp
     refused = replace(calibration, skip_bad=False)
     with pytest.raises(CalibrationError, match=r"rows\.jsonl:8"):
         analyze(checkpoint, find_family(checkpoint.config, checkpoint), refused, compute_type="f32")
+
+
+@pytest.mark.parametrize("tokens", ["multimodal", "text"])
+def test_what_layers_change_is_what_transformers_changes(run: Run, oracle: Oracle, tokens: str):
+    for layer in range(LAYERS):
+        before, after, attention, ffn = (
+            oracle.vectors(f"{site} {layer}", tokens).astype(np.float64)
+            for site in ("entering", "output", "attention", "ffn")
+        )
+        lengths = (after**2).sum(axis=1)
+        cosines = (before * after).sum(axis=1) / np.sqrt((before**2).sum(axis=1) * lengths)
+        changes = {key: run.analysis.scores.changes[f"{key}_{tokens}"][layer] for key in ("cosine", "attention", "ffn")}
+        assert changes["cosine"] == pytest.approx(cosines.mean(), abs=1e-4)
+        assert changes["attention"] == pytest.approx(((attention**2).sum(axis=1) / lengths).mean(), rel=1e-3)
+        assert changes["ffn"] == pytest.approx(((ffn**2).sum(axis=1) / lengths).mean(), rel=1e-3)

@@ -269,7 +269,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "command",
     ["convert", "analyze", "imatrix", "plan", "export", "quantize", "verify", "ask", "bundle", "unbundle", "bench",
-     "bench-compare", "profile", "demo"],
+     "bench-compare", "profile", "eval", "demo"],
 )  # fmt: skip
 def test_every_command_has_help_with_an_example(command: str) -> None:
     done = run(command, "--help")
@@ -295,6 +295,7 @@ WRONG_FILES = [
     ("bundle", "nowhere.gguf", "nowhere-too.gguf", "--out", "both.gguf"),
     ("unbundle", "nowhere.gguf", "--out", "apart"),
     ("bench", "nowhere.gguf"),
+    ("eval", "nowhere.gguf", "--ref", "nowhere-too.gguf"),
     ("quantize", "nowhere.gguf", "--plan", "nowhere.json", "--imatrix", "i.gguf", "--out", "o.gguf"),
     ("imatrix", "nowhere", "--merge", "nowhere.dat"),
     ("export", "nowhere", "--out", "out"),

@@ -236,7 +236,7 @@ BAD_RECORDS: dict[str, tuple[Change, tuple[str, ...], tuple[str, ...]]] = {
     "sums are a pipe": (piped("sums.safetensors"), ("imatrix",), ("sums.safetensors",)),
     "sums are a reference": (
         lambda folder: shutil.copy(folder / "reference.safetensors", folder / "sums.safetensors"), ("imatrix",),
-        ("sums.safetensors", "luq-gguf reference 1"),
+        ("sums.safetensors", "luq-gguf reference 2"),
     ),
     "manifest cut": (cut("manifest.json", 90), ("verify",), ("manifest.json",)),
     "manifest of another version": (

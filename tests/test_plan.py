@@ -15,11 +15,14 @@ from luq_gguf.assemble import header_bytes
 from luq_gguf.errors import BudgetError, RequestError
 from luq_gguf.gguf_file import GGUFFile
 from luq_gguf.plan import (
+    MEASURED,
+    MIXED,
     ORDERS,
     Budget,
     PlanInputs,
     TensorSpec,
     choose_order,
+    make_mixed_plan,
     make_plan,
     size_table,
     tensor_order,
@@ -49,11 +52,14 @@ def small_specs(layers: int = 4, low: Q = Q.IQ1_M, high: Q = Q.Q4_K) -> list[Ten
     return specs
 
 
-def scores(means: list[float], sites: tuple[str, ...] = ("output_multimodal",)) -> LayerScores:
+def scores(
+    means: list[float], sites: tuple[str, ...] = ("output_multimodal",), changes: dict[str, list[float]] | None = None
+) -> LayerScores:
     rows = tuple(EntropyRow(mean=mean, spread=0.0, by_seed=(mean,), vectors=10, clusters=2) for mean in means)
     return LayerScores(
         checkpoint="c", layers=len(means), entropy=dict.fromkeys(sites, rows), stability={}, tokens={}, samples=1,
         held_out=0, compute_type="f32", seed=0,
+        changes={key: tuple(values) for key, values in (changes or {}).items()},
     )  # fmt: skip
 
 
@@ -119,10 +125,47 @@ def test_orders_by_entropy():
     assert choose_order(scores(means, ("input_multimodal",)), "entropy-input", 4) == (3, 1, 2, 0)
 
 
-@given(st.sampled_from(ORDERS), st.integers(1, 60), st.integers(0, 9), st.data())
+def test_orders_by_change_take_what_changes_least():
+    """The mean over both kinds of tokens: layer 1 has the likeliest output, layer 2 the blocks that add least."""
+    changes = {
+        "cosine_multimodal": [0.5, 0.9, 0.7],
+        "cosine_text": [0.5, 0.9, 0.9],
+        "attention_text": [0.1, 0.2, 0.1],
+        "ffn_text": [0.9, 0.3, 0.1],
+    }
+    known = scores([1.0, 2.0, 3.0], changes=changes)
+    assert choose_order(known, "cosine", 3) == (1, 2, 0)
+    assert choose_order(known, "change", 3) == (2, 1, 0)
+    with pytest.raises(RequestError, match="do not give the order 'cosine'"):
+        choose_order(scores([1.0, 2.0]), "cosine", 2)
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_what_is_measured_is_no_order_of_the_scores(name: str):
+    with pytest.raises(RequestError, match=f"the order '{name}' is measured; convert the model with it"):
+        choose_order(scores([1.0, 2.0]), name, 2)
+
+
+@given(st.dictionaries(st.sampled_from(["blk.0.attn_q.weight", "blk.2.ffn_up.weight", "blk.3.ffn_down.weight"]),
+                       st.sampled_from([Q.Q2_K, Q.Q6_K, Q.IQ1_M])))  # fmt: skip
+def test_a_mixed_plan_counts_every_byte(types: dict[str, Q]):
+    specs = small_specs()
+    plan = make_mixed_plan(specs, 1000, 4, types, inputs(order_name="mix"))
+    high = {spec.name: spec.high for spec in specs}
+    chosen = {name: Q[kind] for name, kind in plan.types.items()}
+    assert chosen == high | types
+    assert plan.size_bytes == 1000 + sum(spec.bytes_as(chosen[spec.name]) for spec in specs)
+    assert plan.high_size_bytes == 1000 + sum(spec.bytes_as(spec.high) for spec in specs)
+    smaller = {int(name.split(".")[1]) for name, kind in types.items() if kind != Q.Q6_K}
+    assert smaller >= set(plan.low_layers)
+    assert plan.low_type == MIXED
+
+
+@given(st.sampled_from(sorted(set(ORDERS) - set(MEASURED))), st.integers(1, 60), st.integers(0, 9), st.data())
 def test_an_order_is_a_permutation(name: str, layers: int, seed: int, data):
     means = data.draw(st.lists(st.floats(0, 7), min_size=layers, max_size=layers))
-    rated = scores(means, ("output_multimodal", "input_text"))
+    changes = dict.fromkeys(("cosine_text", "attention_multimodal", "ffn_text"), means)
+    rated = scores(means, ("output_multimodal", "input_text"), changes)
     order = choose_order(rated, name, layers, seed)
     assert sorted(order) == list(range(layers))
     assert order == choose_order(rated, name, layers, seed)

@@ -64,6 +64,7 @@ def sample_reference() -> Reference:
     return Reference(
         samples=("one", "two \u00e4", "three"),
         starts=np.array([0, 2, 2, 5], dtype=np.int64),
+        prompts=np.array([7, 8, 9], dtype=np.int32),
         answers=rng.integers(0, 100, 5, dtype=np.int32),
         top=rng.integers(0, 100, (5, 4), dtype=np.int32),
         log_probabilities=-np.sort(rng.random((5, 4), dtype=np.float32)),
@@ -88,6 +89,7 @@ def test_it_survives_its_file(tmp_path):
         {"starts": np.array([0, 2, 2, 6])},
         {"starts": np.array([0, 3, 2, 5])},
         {"starts": np.array([1, 2, 2, 5])},
+        {"prompts": np.array([7, 8], dtype=np.int32)},
         {"answers": np.array([1, 2, 3, 4, -5], dtype=np.int32)},
         {"answers": np.array([1, 2, 3, 4], dtype=np.int32)},
         {"top": np.zeros((5, 3), dtype=np.int32)},
@@ -108,6 +110,7 @@ def test_what_contradicts_itself_is_refused(tmp_path, change):
     [
         {"starts": np.zeros((1, 1), dtype=np.int64)},
         {"starts": np.array([0.0, 2.0, 2.0, 5.0])},
+        {"prompts": np.array([7, 8, 9])},
         {"answers": np.array([1, 2, 3, 4, 5], dtype=np.int64)},
         {"top": np.zeros(5, dtype=np.int32)},
         {"rest": np.zeros(5, dtype=np.float64)},
@@ -135,7 +138,7 @@ def test_broken_files_are_refused(tmp_path):
     path: Path = tmp_path / "r.safetensors"
     write_reference(path, sample_reference())
     data, tensors = path.read_bytes(), load_file(path)
-    note = {"format": "luq-gguf reference 1", "samples": [], "context": {}}
+    note = {"format": reference.FORMAT, "samples": [], "context": {}}
     broken = [
         (tensors, note | {"format": "luq-gguf sums 1"}),
         (tensors, note | {"samples": 5}),

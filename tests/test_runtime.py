@@ -203,6 +203,18 @@ def test_a_prompt_beyond_the_context_is_refused(demo_files: tuple[Path, Path]) -
         assert runtime.answer("how many?", picture(56, 112), max_tokens=3)
 
 
+def test_an_image_takes_the_room_of_its_tokens_not_of_its_positions(demo_files: tuple[Path, Path]) -> None:
+    """Its 80 tokens stand at 10 positions."""
+    with Runtime(*demo_files, threads=1, context=256) as runtime:
+        runtime.start(QUESTION, picture(280, 224))
+        text = len(runtime.tokenize(QUESTION))
+        assert 80 + text < runtime.prompt_tokens < 80 + text + 40
+        rest = runtime.tokenize("red") * (256 - runtime.prompt_tokens)
+        assert runtime.extend(rest).shape == (len(rest), runtime.vocabulary)
+        with pytest.raises(RunError, match="needs 257 tokens, the context has 256"):
+            runtime.extend(rest[:1])
+
+
 def test_an_image_without_a_vision_part_is_refused(demo_files: tuple[Path, Path]) -> None:
     with Runtime(demo_files[0], threads=1) as runtime, pytest.raises(RunError, match="--mmproj"):
         runtime.start(QUESTION, picture(112, 112))

@@ -14,8 +14,10 @@ from luq_gguf.cli.bench import BenchCommand
 from luq_gguf.cli.bench import bench as bench_command
 from luq_gguf.cli.bench import bench_compare as bench_compare_command
 from luq_gguf.cli.calib import calib as calib_commands
+from luq_gguf.cli.eval import evaluate
 from luq_gguf.cli.progress import show_progress
 from luq_gguf.cli.speed import profile as profile_command
+from luq_gguf.cli.sweep import sweep as sweep_command
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,6 +33,8 @@ app.add_typer(calib_commands, name="calib")
 app.command()(profile_command)
 app.command(cls=BenchCommand)(bench_command)
 app.command()(bench_compare_command)
+app.command("eval")(evaluate)
+app.command("sweep")(sweep_command)
 
 
 def _print(text: str) -> None:
@@ -63,6 +67,7 @@ def convert(
     low_layers: options.LowLayers = None,
     max_size: options.MaxSize = None,
     min_tps: options.MinTps = None,
+    max_drop: options.MaxDrop = None,
     low_type: options.LowType = "IQ1_M",
     high_type: options.HighType = "Q4_K_M",
     order: options.Order = "entropy",
@@ -88,6 +93,9 @@ def convert(
             show_default=False,
         ),
     ] = None,
+    no_eval: Annotated[
+        bool, typer.Option("--no-eval", help="Do not measure the quality of the file.", rich_help_panel="Run")
+    ] = False,
     threads: options.Threads = 0,
     work: options.Work = None,
     check_all: options.CheckAll = False,
@@ -108,7 +116,8 @@ def convert(
         image_max_tokens=image_max_tokens,
         seed=seed, compute_type=compute_type, mmproj_type=mmproj_type, mmproj_layout=mmproj_layout,
         bundle=bundle, keep_parts=keep_parts, threads=threads, work=work, check_all=check_all,
-        imatrix=tuple(imatrix or ()), min_tps=min_tps, profile=profile,
+        imatrix=tuple(imatrix or ()), min_tps=min_tps, profile=profile, evaluate=not no_eval,
+        max_drop=options.parse_share(max_drop) if max_drop else None,
     )  # fmt: skip
     with show_progress() as progress:
         result = pipeline.convert(model, out, settings, progress)
@@ -179,6 +188,7 @@ def plan(
     low_layers: options.LowLayers = None,
     max_size: options.MaxSize = None,
     min_tps: options.MinTps = None,
+    max_drop: options.MaxDrop = None,
     low_type: options.LowType = "IQ1_M",
     high_type: options.HighType = "Q4_K_M",
     order: options.Order = "entropy",
@@ -199,6 +209,7 @@ def plan(
     settings = pipeline.Settings(
         low_layers=low_layers, max_size=options.parse_size(max_size) if max_size else None, low_type=low_type,
         high_type=high_type, order=order, strict=strict, seed=seed, min_tps=min_tps, threads=threads, profile=profile,
+        max_drop=options.parse_share(max_drop) if max_drop else None,
     )  # fmt: skip
     if pipeline.is_analysis(source):
         with show_progress() as progress:

@@ -19,6 +19,14 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
+def parse_share(text: str) -> float:
+    """The share that 10% or 0.1 says; raises typer.BadParameter otherwise."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", text)
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is no share; write for example 10% or 0.1")
+    return float(match[1]) / (100 if match[2] else 1)
+
+
 Model = Annotated[str, typer.Argument(help="A folder with a Hugging Face checkpoint, or a hub id.", show_default=False)]
 Out = Annotated[Path, typer.Option("--out", help="Folder for the results; made if it does not exist.")]
 
@@ -33,6 +41,12 @@ MaxSize = Annotated[
     ),
 ]
 
+MaxDrop = Annotated[
+    str | None,
+    typer.Option("--max-drop", help="The smallest file that says something else than the 16-bit model in at most so "
+                 "many answer tokens, 10%; measured on the held-out samples.", show_default=False,
+                 rich_help_panel="Budget"),
+]  # fmt: skip
 MinTps = Annotated[
     float | None,
     typer.Option("--min-tps", help="The gentlest plan predicted to generate so many tokens/s on this CPU; measured "
@@ -53,7 +67,8 @@ Order = Annotated[
     str,
     typer.Option(
         "--order",
-        help="Which layers become low first: entropy (of the output), entropy-input, depth, reverse, random.",
+        help="Which layers become low first: entropy (of the output), entropy-input, depth, reverse, random, cosine, "
+        "change, damage (measured); mix gives every group of tensors a type of its own, by predicted damage.",
         rich_help_panel="Method",
     ),
 ]

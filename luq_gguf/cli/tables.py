@@ -16,11 +16,13 @@ from luq_gguf.type_names import bits_of
 if TYPE_CHECKING:
     from luq_gguf.artifacts import EntropyRow, LayerScores, Plan
     from luq_gguf.calibration_summary import CalibrationSummary
+    from luq_gguf.evaluate import Quality
     from luq_gguf.pipeline import Conversion, SizeTable
     from luq_gguf.speed import Profile
     from luq_gguf.speed_budget import Forecast
 
 WIDTH = 110
+WHY = "the run that made these files left it out"
 
 
 def render(*parts: Table | str) -> str:
@@ -158,11 +160,28 @@ def format_conversion(result: Conversion) -> str:
     stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in result.seconds.items())
     lines = [*_plan_lines(plan), f"time: {stages}" if stages else "nothing to do: these files are of the same request"]
     lines += _speed_lines(plan, result.forecast, result.tps)
+    lines += quality_lines(result.quality) if result.quality else [f"quality not measured: {result.unmeasured or WHY}"]
+    if (better := result.better) is not None:
+        lines.append(
+            f"MIND: the preset {better.name} was measured to diverge less with no more bytes: "
+            f"KL {better.divergence:.4f} nats, {better.size_bytes:,} bytes"
+        )
     lines.append(format_floor(result.floored))
     if result.mmproj_layout:
         lines.append(f"vision part: laid out {result.mmproj_layout!r} (--mmproj-layout)")
     lines += [f"wrote {path}" for path in result.files()]
     return render(table, "", *_score_lines(scores), *lines)
+
+
+def quality_lines(quality: Quality) -> list[str]:
+    """What was measured of a file, in a sentence for all answers and one for each kind."""
+    from luq_gguf.evaluate import KINDS
+
+    return [
+        f"measured on {group.samples} held-out answers ({KINDS.get(name, name)}, {group.tokens} tokens): "
+        f"{100 * group.agreement:.1f} % of tokens as the 16-bit model says them, KL {group.divergence:.4f} nats"
+        for name, group in quality.groups.items()
+    ]
 
 
 def format_profile(profile: Profile) -> str:

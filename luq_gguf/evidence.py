@@ -1,0 +1,147 @@
+"""What tells how much damage a plan will do before it is made: weight errors, what layers add, a few measured files.
+
+Pure. The model: a tensor's relative output error is that of its weights, weighted by importance; it disturbs what flows
+through by the share that its block adds there; disturbances of many tensors add up, and divergence grows with their
+squares (HIGGS' linearity, Malinovskii et al. 2024). A coefficient for each kind of tensors is fitted to measured files.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from luq_gguf.artifacts import LayerScores, Record
+from luq_gguf.changes import ATTENTION, FFN
+from luq_gguf.errors import RequestError
+from luq_gguf.plan import layer_of
+from luq_gguf.type_names import UNQUANTIZED, bits_of
+
+EVIDENCE = "evidence.json"
+GROUPS = {"attention": ATTENTION, "gate_up": FFN, "down": FFN}
+"""Groups of a layer's weights that get one type together, and the block that each belongs to."""
+PATTERNS = {"attention": r"attn_(q|k|v|qkv|output)", "gate_up": r"ffn_(gate|up)", "down": r"ffn_down"}
+OFFSET = "offset"
+"""The coefficient of what all files of a model share: the types outside the layers."""
+FINE_BITS = 8.0
+"""Types of so many bits lose nothing that matters here."""
+LIMITS = 0.2, 5.0
+"""A measured layer is taken to do at least and at most so many times the predicted damage."""
+
+
+class Probe(Record):
+    """A file that was measured: the types of its tensors, and its divergence in nats a token."""
+
+    types: dict[str, str]
+    divergence: float
+
+
+class Evidence(Record):
+    """`evidence.json`: what plans by damage are made from, so that they can be made again without measuring.
+
+    `errors` maps weights and types to relative squared errors; `coefficients` those of the groups and the offset;
+    `factors` corrects each layer; `fit_error` is the median relative error over the files that were measured for it,
+    `probes`. `damage_order` is the order by measured damage of `low_type`, where that was asked for.
+    """
+
+    format: Literal["luq-gguf evidence 1"] = "luq-gguf evidence 1"
+    checkpoint: str
+    low_type: str
+    damage_order: tuple[int, ...] = ()
+    errors: dict[str, dict[str, float]] = Field(default_factory=dict)
+    coefficients: dict[str, float] = Field(default_factory=dict)
+    factors: tuple[float, ...] = ()
+    probes: int = 0
+    fit_error: float | None = None
+
+
+def group_of(name: str) -> str | None:
+    """The group of a layer's weight, None for a norm, a bias, or what lies outside the layers."""
+    if layer_of(name) is None or not name.endswith(".weight"):
+        return None
+    return next((group for group, pattern in PATTERNS.items() if re.search(rf"\.{pattern}\.weight$", name)), None)
+
+
+def error_of(errors: Mapping[str, Mapping[str, float]], name: str, kind: str) -> float:
+    """The relative squared error of a weight in a type; fine types have none, and what was not measured neither."""
+    if kind in UNQUANTIZED or bits_of(kind) >= FINE_BITS:
+        return 0.0
+    return errors.get(name, {}).get(kind, 0.0)
+
+
+def block_shares(scores: LayerScores) -> dict[str, tuple[float, ...]]:
+    """For each block and layer what it adds, squared, beside what flows on; the mean over both kinds of tokens.
+
+    Raises RequestError where the scores do not tell.
+    """
+    found = {}
+    for block in (ATTENTION, FFN):
+        rows = [scores.changes[key] for key in (f"{block}_multimodal", f"{block}_text") if key in scores.changes]
+        if not rows or any(len(row) != scores.layers for row in rows):
+            raise RequestError("the scores do not say what layers add", hint="analyze the model again")
+        found[block] = tuple(statistics.fmean(values) for values in zip(*rows, strict=True))
+    return found
+
+
+def disturbances(
+    types: Mapping[str, str], errors: Mapping[str, Mapping[str, float]], shares: Mapping[str, Sequence[float]]
+) -> dict[tuple[str, int], float]:
+    """By group and layer how much a file's types disturb what flows through, before coefficients."""
+    found: dict[tuple[str, int], float] = {}
+    for name, kind in types.items():
+        group, layer = group_of(name), layer_of(name)
+        if group is not None and layer is not None:
+            key = group, layer
+            found[key] = found.get(key, 0.0) + shares[GROUPS[group]][layer] * error_of(errors, name, kind)
+    return found
+
+
+def fit_coefficients(
+    probes: Sequence[Probe], errors: Mapping[str, Mapping[str, float]], shares: Mapping[str, Sequence[float]]
+) -> dict[str, float]:
+    """Coefficients, none below 0, that leave the least relative squared error in the probes' divergences."""
+    from scipy.optimize import nnls
+
+    names = [*GROUPS, OFFSET]
+    rows = []
+    for probe in probes:
+        sums = dict.fromkeys(GROUPS, 0.0)
+        for (group, _), value in disturbances(probe.types, errors, shares).items():
+            sums[group] += value
+        rows.append([*(sums[group] for group in GROUPS), 1.0])
+    divergence = np.maximum([probe.divergence for probe in probes], 1e-9)
+    found, _ = nnls(np.array(rows) / divergence[:, None], np.ones(len(rows)))
+    return dict(zip(names, map(float, found), strict=True))
+
+
+def predict_divergence(evidence: Evidence, shares: Mapping[str, Sequence[float]], types: Mapping[str, str]) -> float:
+    """The divergence of a file with these types, in nats a token."""
+    return evidence.coefficients[OFFSET] + sum(
+        evidence.coefficients[group] * evidence.factors[layer] * value
+        for (group, layer), value in disturbances(types, evidence.errors, shares).items()
+    )
+
+
+def layer_factors(
+    layers: int, base: Probe, singles: Mapping[int, Probe], evidence: Evidence, shares: Mapping[str, Sequence[float]]
+) -> tuple[float, ...]:
+    """How many times the predicted damage each layer of `singles` did, which differ from `base` in it; 1 for others."""
+    factors = [1.0] * layers
+    before = predict_divergence(evidence, shares, base.types)
+    for layer, probe in singles.items():
+        predicted = predict_divergence(evidence, shares, probe.types) - before
+        measured = probe.divergence - base.divergence
+        if predicted > 0:
+            factors[layer] = min(max(measured / predicted, LIMITS[0]), LIMITS[1])
+    return tuple(factors)
+
+
+def most_disputed(scores: Sequence[float], others: Sequence[float], count: int) -> list[int]:
+    """The layers on whose place two scores disagree most, the later layer first among equals."""
+    first, second = (np.argsort(np.argsort(values, kind="stable")) for values in (scores, others))
+    apart = np.abs(first - second)
+    return sorted(range(len(scores)), key=lambda layer: (-apart[layer], -layer))[:count]

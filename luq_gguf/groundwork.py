@@ -1,0 +1,142 @@
+"""What every file of a model is made from: its header, its analysis, its importance matrix, its vision part.
+
+Takes a job and its samples; conversions and sweeps begin with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from luq_gguf import TOOL
+from luq_gguf.analysis import AnalysisFiles, run_analysis
+from luq_gguf.artifacts import atomic_path, require_space, scratch_folder
+from luq_gguf.export import export_vision
+from luq_gguf.imatrix import (
+    check_importance,
+    floor_importance,
+    merge_importance,
+    mix_importance,
+    read_sums,
+    write_imatrix,
+)
+from luq_gguf.importance import ImportanceMatrix, read_importance
+from luq_gguf.job import IMATRIX, Job, Settings, key_of
+from luq_gguf.layout import Layout, lay_out, write_header
+from luq_gguf.making import Maker
+from luq_gguf.manifest import versions
+from luq_gguf.plan import choose_order
+from luq_gguf.quantizer import Quantizer
+from luq_gguf.samples import CalibrationSet
+from luq_gguf.speed_budget import AUTO_TYPES
+from luq_gguf.trials import Trials, open_trials
+
+
+@dataclass(frozen=True)
+class Groundwork:
+    """A model ready to be made in any plan; `dataset` names what its importance matrix was made of.
+
+    `mmproj` is the vision part in the work folder.
+    """
+
+    maker: Maker
+    calibration: CalibrationSet
+    analysis: AnalysisFiles
+    dataset: str
+    mmproj: Path | None
+
+    def lay_out(self, settings: Settings) -> Layout:
+        """The types that its tensors may get by these settings."""
+        maker = self.maker
+        return lay_out(maker.job.checkpoint.digest, maker.header, settings, self.dataset, maker.quantizer)
+
+    def open_trials(self) -> Trials | None:
+        """Trials of its plans, or None where no sample with an answer was held out."""
+        return open_trials(self.maker, self.mmproj, self.calibration, self.analysis.reference)
+
+    def leave_vision(self) -> None:
+        """Move the vision part to its final name."""
+        target = self.maker.job.mmproj
+        if self.mmproj is None or target is None:
+            return
+        try:
+            self.mmproj.replace(target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            with atomic_path(target) as partial:
+                shutil.copyfile(self.mmproj, partial)
+            self.mmproj.unlink()
+
+
+@contextlib.contextmanager
+def prepare(job: Job, calibration: CalibrationSet, brought: ImportanceMatrix | None = None) -> Iterator[Groundwork]:
+    """Do the groundwork, or take it from an earlier run; an importance matrix that was brought replaces the measured.
+
+    Raises LuqError with what is wrong before the analysis, wherever it can be known before.
+    """
+    settings = job.settings
+    dataset = brought.dataset if brought else calibration.name
+    with scratch_folder(job.work, "header") as scratch, Quantizer() as quantizer:
+        with job.watch.measure("types"):
+            header = write_header(job, scratch)
+            some = replace(settings, low_type=AUTO_TYPES[0]) if settings.by_speed else settings
+            first = lay_out(job.checkpoint.digest, header, some, dataset, quantizer)
+        require_room(job, first)
+        if brought:
+            check_importance(brought, first.surely_quantized(), header)
+        analysis = run_analysis(job, calibration)
+        imatrix = write_importance(analysis.sums, settings.alpha, job.work / IMATRIX, instead=brought)
+        maker = Maker(job, header, imatrix, quantizer)
+        yield Groundwork(maker, calibration, analysis, dataset, _vision_part(job))
+
+
+def _vision_part(job: Job) -> Path | None:
+    """The vision part in the work folder, from where a conversion takes it; None for a model that takes no images."""
+    if job.mmproj is None:
+        return None
+    key = key_of(versions(), job.checkpoint.fingerprint, job.settings.mmproj_type, job.family.layout)
+    path = job.work / f"mmproj-{key}.gguf"
+    if not path.is_file():
+        with job.watch.measure("mmproj"):
+            export_vision(
+                job.checkpoint, job.family, path, dtype=job.settings.mmproj_type, made_by=TOOL, progress=job.progress
+            )
+    return path
+
+
+def write_importance(
+    sums: Path, alpha: float, target: Path, *, merged: Sequence[Path] = (), instead: ImportanceMatrix | None = None
+) -> Path:
+    """The importance matrix at a ratio of image and text tokens, from an analysis' sums.
+
+    With `merged`, those files are added to it; `instead`, a matrix that was brought, takes its place.
+    """
+    matrix = instead or mix_importance(read_sums(sums), alpha)
+    if merged:
+        matrix = floor_importance(merge_importance([matrix, *(read_importance(path) for path in merged)]))
+    write_imatrix(target, matrix)
+    return target
+
+
+def require_room(job: Job, layout: Layout) -> None:
+    """Refuse, before any work, a budget that no file meets and a disk that the work would fill."""
+    layers = job.family.layers
+    depth = choose_order(None, "depth", layers)
+    everything_low = layout.plan(depth, "depth", job.settings.budget, strict=job.settings.strict)
+    sizes = layout.sizes(depth)
+    largest = everything_low.size_bytes if job.settings.low_layers is not None else max(sizes)
+    text = min(largest, max(job.settings.max_size or largest, min(sizes)))
+    vision = 4 * sum(_elements(tensor.shape) for tensor in job.family.vision_tensors())
+    parts = 0 if any(job.parts.glob("*.gguf")) else text
+    copies = 2 if job.settings.bundle else 1
+    require_space(job.out, copies * (text + vision) + parts + layout.largest_source_part(), f"converting {job.name}")
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    return functools.reduce(int.__mul__, shape, 1)

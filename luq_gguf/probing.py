@@ -1,0 +1,172 @@
+"""Measures what plans by damage are made from: errors of a few rows of every weight, and the divergence of some files.
+
+Probes are judged on a part of the held-out samples, so that a large model's cost minutes, not hours. Everything is kept
+for later runs.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from gguf import GGMLQuantizationType
+
+from luq_gguf.artifacts import LayerScores, Plan, read_record, scratch_folder, write_record
+from luq_gguf.errors import RequestError
+from luq_gguf.evidence import (
+    GROUPS,
+    Evidence,
+    Probe,
+    block_shares,
+    fit_coefficients,
+    group_of,
+    layer_factors,
+    most_disputed,
+    predict_divergence,
+)
+from luq_gguf.export import export_text
+from luq_gguf.groundwork import Groundwork
+from luq_gguf.growth import order_by_damage
+from luq_gguf.job import Job, Settings, key_of
+from luq_gguf.layout import Layout
+from luq_gguf.mixing import MIX_TYPES
+from luq_gguf.plan import DAMAGE, MEASURED, Budget, change_scores, choose_order, entropy_means
+from luq_gguf.speed_budget import AUTO
+from luq_gguf.trials import Trials
+
+ROWS = 16
+"""Of every weight so many rows tell its error."""
+SAMPLES = 16
+PROBE_TYPE, MILD_TYPE = "Q2_K", "IQ3_XXS"
+DISPUTED = 6
+"""So many layers on which entropy and what layers add disagree most are measured by themselves."""
+IQ1 = "IQ1_M"
+
+
+def gather_evidence(ground: Groundwork, trials: Trials | None) -> Evidence | None:
+    """What the settings' order is made from, now or from an earlier run; None where it needs nothing measured.
+
+    Raises RequestError where no sample was held out to measure on.
+    """
+    job = ground.maker.job
+    settings = job.settings
+    if settings.order not in MEASURED:
+        return None
+    if trials is None:
+        hint = "calibrate with samples that have answers"
+        raise RequestError(f"no sample was held out to measure --order {settings.order} on", hint=hint)
+    low_type = IQ1 if settings.low_type.lower() == AUTO else settings.low_type.upper()
+    probing = _Probing(ground, trials.brief(SAMPLES), ground.analysis.scores, replace(settings, low_type=low_type))
+    kept = job.work / f"evidence-{key_of(probing.trials.key, settings.order, low_type, settings.high_type, 1)}.json"
+    if kept.is_file():
+        return read_record(kept, Evidence)
+    with job.watch.measure("probe"):
+        evidence = probing.damage_order() if settings.order == DAMAGE else probing.mixture()
+    write_record(kept, evidence)
+    return evidence
+
+
+@dataclass(frozen=True)
+class _Probing:
+    ground: Groundwork
+    trials: Trials
+    scores: LayerScores
+    settings: Settings
+
+    @property
+    def job(self) -> Job:
+        return self.ground.maker.job
+
+    def damage_order(self) -> Evidence:
+        """The order of the layers by measured damage per byte."""
+        layout = self.ground.lay_out(self.settings)
+        layers = self.scores.layers
+        depth = choose_order(None, "depth", layers)
+        saved = {layer: _saved(layout, layer, depth) for layer in depth}
+        expected = 3 * layers
+        done = 0
+
+        def damage(low: frozenset[int]) -> float:
+            nonlocal done
+            self.job.progress("measure layers", min(done, expected - 1), expected)
+            done += 1
+            order = [*sorted(low), *(layer for layer in depth if layer not in low)]
+            plan = layout.plan(order, DAMAGE, Budget(len(low)), strict=self.settings.strict)
+            return self.trials.quality(plan).all.divergence
+
+        order = order_by_damage(saved, damage)
+        self.job.progress("measure layers", expected, expected)
+        return Evidence(checkpoint=self.job.checkpoint.digest, low_type=self.settings.low_type, damage_order=order)
+
+    def mixture(self) -> Evidence:
+        """Errors of all weights, and coefficients that fit some measured files."""
+        errors = self.errors()
+        shares, layers = block_shares(self.scores), self.scores.layers
+        layouts = {kind: self.ground.lay_out(replace(self.settings, low_type=kind)) for kind in (PROBE_TYPE, MILD_TYPE)}
+        wanted = self._wanted(layouts, layers)
+        probes = {}
+        for done, (name, plan) in enumerate(wanted.items()):
+            self.job.progress("measure files", done, len(wanted))
+            probes[name] = Probe(types=plan.types, divergence=self.trials.quality(plan).all.divergence)
+        self.job.progress("measure files", len(wanted), len(wanted))
+        fitted = [probe for name, probe in probes.items() if not isinstance(name, int)]
+        evidence = Evidence(
+            checkpoint=self.job.checkpoint.digest,
+            low_type=self.settings.low_type,
+            errors=errors,
+            coefficients=fit_coefficients(fitted, errors, shares),
+            factors=(1.0,) * layers,
+            probes=len(probes),
+        )
+        off = [abs(predict_divergence(evidence, shares, each.types) / each.divergence - 1) for each in probes.values()]
+        singles = {name: probe for name, probe in probes.items() if isinstance(name, int)}
+        factors = layer_factors(layers, probes["high"], singles, evidence, shares)
+        return evidence.model_copy(update={"factors": factors, "fit_error": statistics.median(off)})
+
+    def _wanted(self, layouts: Mapping[str, Layout], layers: int) -> dict[str | int, Plan]:
+        """The files to measure: the high type alone, each group low in all layers, and the disputed layers alone."""
+        wanted: dict[str | int, Plan] = {"high": layouts[PROBE_TYPE].mixed_plan(layers, {})}
+        for kind, layout in layouts.items():
+            for group in GROUPS:
+                wanted[f"{group} {kind}"] = layout.mixed_plan(layers, _lowered(layout, group=group))
+        entropies = entropy_means(self.scores, layers)
+        for layer in most_disputed(change_scores(self.scores, "change", layers), entropies, DISPUTED):
+            wanted[layer] = layouts[PROBE_TYPE].mixed_plan(layers, _lowered(layouts[PROBE_TYPE], layer=layer))
+        return wanted
+
+    def errors(self) -> dict[str, dict[str, float]]:
+        """The relative error of every layer's weights in every type, from a few rows of each."""
+        maker, found = self.ground.maker, dict[str, dict[str, float]]()
+        specs = self.ground.lay_out(self.settings).specs
+        types = sorted({spec.high.name for spec in specs if group_of(spec.name)} | set(MIX_TYPES))
+        with scratch_folder(self.job.work, "errors") as scratch:
+            for layer in range(self.scores.layers):
+                self.job.progress("weight errors", layer, self.scores.layers)
+                source = scratch / "layer.gguf"
+                names = {spec.name for spec in specs if spec.layer == layer}
+                export_text(
+                    self.job.checkpoint, self.job.family, source, dtype=self.job.dtype, tokenizer=False,
+                    select=names.__contains__,
+                )  # fmt: skip
+                job = {"source": str(source), "types": types, "rows": ROWS, "imatrix": str(maker.imatrix)}
+                found |= maker.quantizer.run(job, lambda line: None)["errors"]
+        self.job.progress("weight errors", self.scores.layers, self.scores.layers)
+        return found
+
+
+def _saved(layout: Layout, layer: int, depth: Sequence[int]) -> int:
+    """Bytes that a layer saves when it is low."""
+    sizes = layout.sizes([layer, *(other for other in depth if other != layer)])
+    return sizes[0] - sizes[1]
+
+
+def _lowered(layout: Layout, *, group: str | None = None, layer: int | None = None) -> dict[str, GGMLQuantizationType]:
+    """The low types of one group of every layer, or of all groups of one layer."""
+    return {
+        spec.name: spec.low
+        for spec in layout.specs
+        if group_of(spec.name) is not None
+        and (group is None or group_of(spec.name) == group)
+        and (layer is None or spec.layer == layer)
+    }

@@ -1,0 +1,88 @@
+"""What quantizing loses in a few rows of a weight, through ggml's own quantizers; runs in `quantize_worker`.
+
+The measure is that of llama.cpp's quantizers: squared errors weighted by the importance of their channel.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from numpy.typing import NDArray
+
+from luq_gguf.gguf_file import GGUFFile
+from luq_gguf.importance import read_means
+
+LEAST = 1e-30
+
+
+def measure_row_errors(
+    source: Path, types: Sequence[GGMLQuantizationType], rows: int, imatrix: Path | None
+) -> dict[str, dict[str, float]]:
+    """By weight and type: the importance-weighted squared error of some evenly spaced rows, as a share of their square.
+
+    `source` is a 16-bit GGUF of any weights; a type whose blocks do not fill a weight's rows is left out.
+    """
+    file = GGUFFile.open(source)
+    weights = [tensor for tensor in file.tensors.values() if len(tensor.shape) == 2 and tensor.name.endswith("weight")]
+    means = read_means(imatrix, [tensor.name for tensor in weights]) if imatrix else {}
+    found: dict[str, dict[str, float]] = {}
+    for tensor in weights:
+        columns, count = tensor.shape
+        chosen = np.unique(np.linspace(0, count - 1, min(rows, count)).astype(np.int64))
+        stored = np.memmap(source, mode="r", offset=tensor.offset, shape=(tensor.nbytes,), dtype=np.uint8)
+        values = gguf.quants.dequantize(stored.reshape(count, -1)[chosen], tensor.type).astype(np.float32)
+        importance = means.get(tensor.name, np.ones(columns, np.float32)).astype(np.float32)
+        found[tensor.name] = {
+            kind.name: _error(values, importance, kind) for kind in types if columns % GGML_QUANT_SIZES[kind][0] == 0
+        }
+    return found
+
+
+def _error(values: NDArray[np.float32], importance: NDArray[np.float32], kind: GGMLQuantizationType) -> float:
+    restored = _quantize(values, importance, kind).astype(np.float64)
+    whole = float((np.square(values, dtype=np.float64) * importance).sum())
+    return float((np.square(restored - values) * importance).sum()) / max(whole, LEAST)
+
+
+def _quantize(
+    values: NDArray[np.float32], importance: NDArray[np.float32], kind: GGMLQuantizationType
+) -> NDArray[np.float32]:
+    """Rows as they are after quantizing them."""
+    values, importance = np.ascontiguousarray(values), np.ascontiguousarray(importance)
+    rows, columns = values.shape
+    block, size = GGML_QUANT_SIZES[kind]
+    stored = np.zeros((rows, columns // block * size), np.uint8)
+    call = _quantize_chunk()
+    call(kind, _pointer(values), stored.ctypes.data_as(ctypes.c_void_p), 0, rows, columns, _pointer(importance))
+    restored: NDArray[np.float32] = gguf.quants.dequantize(stored, kind)
+    return restored
+
+
+def _pointer(array: NDArray[np.float32]) -> Any:
+    return array.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+
+
+def _quantize_chunk() -> Any:
+    """`ggml_quantize_chunk` of the library that llama_cpp has loaded (ggml.h)."""
+    from llama_cpp._ggml import libggml
+
+    call = libggml.ggml_quantize_chunk
+    floats = ctypes.POINTER(ctypes.c_float)
+    call.argtypes = [
+        ctypes.c_int, floats, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, floats,
+    ]  # fmt: skip
+    call.restype = ctypes.c_size_t
+    return call
+
+
+def answer_of(job: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """The errors that a job of the child asks for."""
+    types = [GGMLQuantizationType[name] for name in job["types"]]
+    imatrix = Path(job["imatrix"]) if job["imatrix"] else None
+    return measure_row_errors(Path(job["source"]), types, job["rows"], imatrix)
