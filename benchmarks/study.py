@@ -30,6 +30,7 @@ from luq_gguf.manifest import versions
 from luq_gguf.plan import Budget, change_scores, choose_order, entropy_means
 from luq_gguf.probing import gather_evidence
 from luq_gguf.processors import cpu_name
+from luq_gguf.sequential import refine
 from luq_gguf.sweep import PRESETS
 from luq_gguf.trials import Trials
 
@@ -49,9 +50,9 @@ class Study:
         self.scores = ground.analysis.scores
         self.layers = self.scores.layers
 
-    def row(self, plan: Plan, **names: Any) -> Row:
+    def row(self, plan: Plan, trials: Trials | None = None, **names: Any) -> Row:
         """What was measured of a plan's file."""
-        quality = self.trials.quality(plan)
+        quality = (trials or self.trials).quality(plan)
         found = {name: group.model_dump() for name, group in quality.groups.items()}
         return {**names, "low_layers": len(plan.low_layers), "bytes": plan.size_bytes, "quality": found}
 
@@ -109,6 +110,16 @@ class Study:
             plan = choose_plan(asked, self.scores, self.ground.lay_out, evidence=evidence).plan
             yield self.row(plan, at=name)
 
+    def sequential(self) -> Iterator[Row]:
+        """Some plans with the importance matrix of the analysis, and with one along their own quantized layers."""
+        order, evidence = self.order("entropy"), gather_evidence(self._asking_for("mix"), self.trials)
+        some, every = (self.plan(order, count) for count in (round(3 / 7 * self.layers), self.layers))
+        asked = replace(self.settings, order="mix", max_size=some.size_bytes)
+        mixed = choose_plan(asked, self.scores, self.ground.lay_out, evidence=evidence).plan
+        for name, plan in (("LUQ", some), ("all IQ1_M", every), ("mix", mixed)):
+            yield self.row(plan, plan=name, sequential=False)
+            yield self.row(plan, self.trials.of(refine(self.ground, plan)), plan=name, sequential=True)
+
     def damage_order(self) -> tuple[int, ...]:
         evidence = gather_evidence(self._asking_for("damage"), self.trials)
         assert evidence is not None
@@ -158,7 +169,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--parts", default="presets,singles,orders,low_types,mixtures,damage,alphas")
+    parser.add_argument("--parts", default="presets,singles,orders,low_types,mixtures,sequential,damage,alphas")
     options = parser.parse_args()
     found: dict[str, Any] = json.loads(options.json.read_text()) if options.json.is_file() else {}
     found |= {"versions": versions(), "cpu": cpu_name(), "model": Path(options.model).name}
@@ -170,7 +181,7 @@ def main() -> None:
 
         with opened(options, 0.5, progress) as study:
             keep("scores", json.loads(study.scores.model_dump_json()))
-            for name in ("presets", "orders", "low_types", "mixtures", "singles"):
+            for name in ("presets", "orders", "low_types", "mixtures", "sequential", "singles"):
                 if name in options.parts:
                     keep(name, list(getattr(study, name)()))
             if "singles" in options.parts:

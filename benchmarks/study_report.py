@@ -91,6 +91,15 @@ def frontier_table(study: Row) -> str:
     return table(["file", "bytes", "KL, nats", "`mix` in as many bytes"], rows)
 
 
+def sequential_table(study: Row) -> str:
+    rows = study["sequential"]
+    pairs = [(before, after) for before, after in zip(rows[::2], rows[1::2], strict=True)]
+    return table(
+        ["plan", "bytes", "KL, nats", "with `--sequential`"],
+        [[before["plan"], f"{before['bytes']:,}", interval(before), interval(after)] for before, after in pairs],
+    )
+
+
 def alpha_table(study: Row) -> str:
     rows = []
     for row in study["alphas"]:
@@ -154,7 +163,7 @@ def main() -> None:
     study = json.loads(options.study.read_text())
     for needed, make in (
         ("orders", order_table), ("taus", tau_table), ("low_types", type_table), ("presets", frontier_table),
-        ("alphas", alpha_table),
+        ("sequential", sequential_table), ("alphas", alpha_table),
     ):  # fmt: skip
         if needed in study:
             print(f"{make(study)}\n")

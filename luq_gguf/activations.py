@@ -19,7 +19,8 @@ from luq_gguf.analysis_state import LAYERS, AnalysisState, LayerState
 from luq_gguf.artifacts import MODALITIES, EntropyRow, LayerScores
 from luq_gguf.changes import Additions
 from luq_gguf.checkpoint import Checkpoint
-from luq_gguf.entropy import choose_tokens, entropy_warning, measure_entropy, order_stability, token_rank
+from luq_gguf.chosen_tokens import ChosenTokens, locate_tokens
+from luq_gguf.entropy import entropy_warning, measure_entropy, order_stability, token_rank
 from luq_gguf.errors import ArtifactError, CalibrationError, CheckpointError
 from luq_gguf.families.base import Family
 from luq_gguf.imatrix import Sums
@@ -31,6 +32,8 @@ from luq_gguf.samples import CalibrationSet, without_pictures
 if TYPE_CHECKING:
     import torch
 
+Requantize = Callable[[int, Sums], Mapping[str, NDArray[np.float32]]]
+"""Gives the weights that a layer goes on with, by their names in it, from what was summed of its inputs."""
 BATCH_TOKENS = 4096
 GROUP_TOKENS = 1024
 INPUTS = {
@@ -73,20 +76,23 @@ def analyze(
     input_entropy: bool = False,
     keep: Path | None = None,
     image_tokens: int | None = None,
+    requantize: Requantize | None = None,
 ) -> Analysis:
     """One pass over the decoder with all samples; the order of the samples does not change the result.
 
     Held-out samples go into the reference only; images have at most `image_tokens`. In the folder `keep` the state is
     kept after every picture and layer, and an earlier one is gone on from: its name must change with everything that
-    the result depends on. Raises CheckpointError where activations are not finite, and whatever the checkpoint's
-    tensors raise.
+    the result depends on. With `requantize` the samples go on from each layer through the weights that it gives, and no
+    entropy is measured: the reference is then what such a model says. Raises CheckpointError where activations are not
+    finite, and whatever the checkpoint's tensors raise.
     """
     import torch
 
     with torch.inference_mode():
         analysis = _Pass(
-            checkpoint, family, calibration, resolve_compute_type(compute_type), seed, progress, keep, image_tokens
-        )
+            checkpoint, family, calibration, resolve_compute_type(compute_type), seed, progress, keep, image_tokens,
+            requantize,
+        )  # fmt: skip
         return analysis.run(input_entropy=input_entropy)
 
 
@@ -126,21 +132,6 @@ class Collector:
             counts[key] += int(modality[index].count_nonzero())
 
 
-@dataclass(frozen=True)
-class ChosenTokens:
-    """The tokens that go into an entropy: for each batch, where they lie in it and where among the vectors."""
-
-    count: int
-    places: tuple[tuple[torch.Tensor, NDArray[np.intp]], ...]
-
-    def take(self, states: Sequence[torch.Tensor]) -> NDArray[np.float32]:
-        """Their vectors (count, hidden), in an order that does not depend on the batches."""
-        vectors = np.empty((self.count, states[0].shape[-1]), dtype=np.float32)
-        for (inside, among), batch in zip(self.places, states, strict=True):
-            vectors[among] = batch.reshape(-1, batch.shape[-1])[inside].float().numpy()
-        return vectors
-
-
 class _Pass:
     def __init__(
         self,
@@ -152,13 +143,14 @@ class _Pass:
         progress: Progress,
         keep: Path | None,
         image_tokens: int | None,
+        requantize: Requantize | None = None,
     ) -> None:
         import torch
 
         if family.vision is None:
             calibration = without_pictures(calibration)
         self.family, self.calibration, self.seed, self.progress = family, calibration, seed, progress
-        self.compute_type, self.digest = compute_type, checkpoint.digest
+        self.compute_type, self.digest, self.requantize = compute_type, checkpoint.digest, requantize
         dtype = torch.bfloat16 if compute_type == "bf16" else torch.float32
         self.modules = family.modules()(checkpoint, family, dtype)
         maker = PromptMaker(checkpoint, family, image_tokens=image_tokens)
@@ -186,23 +178,52 @@ class _Pass:
             self._go_on(state, batches)
         for index in range(state.done if state else 0, total):
             self.progress("analyze", index, total)
-            before = {tokens: places.take([batch.states for batch in batches]) for tokens, places in chosen.items()}
-            additions = Additions(
-                {tokens: places.places for tokens, places in chosen.items()},
-                {tokens: places.count for tokens, places in chosen.items()},
-            )
-            inputs = self._run_layer(index, batches, additions, keep_inputs=input_entropy)
-            after = {tokens: places.take([batch.states for batch in batches]) for tokens, places in chosen.items()}
-            if input_entropy:
-                self._measure("input", {tokens: places.take(inputs) for tokens, places in chosen.items()})
-            self._measure("output", after)
-            for name, value in additions.figures(before, after).items():
-                self.changes.setdefault(name, []).append(value)
+            if self.requantize is None:
+                self._analyze_layer(index, batches, chosen, input_entropy=input_entropy)
+            else:
+                self._requantize_layer(index, batches, self.requantize)
             self._keep(index + 1, batches)
         self.progress("analyze", total, total)
         reference = self._finish(batches)
         sums = Sums(self.collector.squares, self.collector.counts, self.calibration.name)
         return Analysis(self._scores(), sums, reference)
+
+    def _analyze_layer(
+        self, index: int, batches: list[Batch], chosen: dict[str, ChosenTokens], *, input_entropy: bool
+    ) -> None:
+        """Send all samples through a layer, and measure what it does to them."""
+        before = {tokens: places.take([batch.states for batch in batches]) for tokens, places in chosen.items()}
+        additions = Additions(
+            {tokens: places.places for tokens, places in chosen.items()},
+            {tokens: places.count for tokens, places in chosen.items()},
+        )
+        inputs = self._run_layer(index, self.modules.layer(index), batches, additions, keep_inputs=input_entropy)
+        after = {tokens: places.take([batch.states for batch in batches]) for tokens, places in chosen.items()}
+        if input_entropy:
+            self._measure("input", {tokens: places.take(inputs) for tokens, places in chosen.items()})
+        self._measure("output", after)
+        for name, value in additions.figures(before, after).items():
+            self.changes.setdefault(name, []).append(value)
+
+    def _requantize_layer(self, index: int, batches: list[Batch], requantize: Requantize) -> None:
+        """Sum a layer's inputs, change its weights, and send all samples through what it has become."""
+        import torch
+
+        module = self.modules.layer(index)
+        before = [batch.states for batch in batches]
+        self._run_layer(index, module, batches, Additions({}, {}), keep_inputs=False)
+        for batch, states in zip(batches, before, strict=True):
+            batch.states = states
+        mine = {name for name in self.collector.squares if name.startswith(f"blk.{index}.")}
+        sums = Sums(
+            {name: self.collector.squares[name] for name in mine},
+            {name: self.collector.counts[name] for name in mine},
+            self.calibration.name,
+        )
+        changed = requantize(index, sums)
+        weights = {name: torch.from_numpy(values).to(self.modules.dtype) for name, values in changed.items()}
+        module.load_state_dict(weights, strict=False, assign=True)
+        self._run_layer(index, module, batches, None, keep_inputs=False)
 
     def _keep(self, done: int, batches: list[Batch]) -> None:
         squares = {
@@ -309,26 +330,30 @@ class _Pass:
                 if sample.id in counted and (sample.grid is not None) == multimodal
             ]
             if found:
-                chosen[tokens] = _locate(found, len(batches))
+                chosen[tokens] = locate_tokens(found, len(batches))
         return chosen
 
     def _run_layer(
-        self, index: int, batches: list[Batch], additions: Additions, *, keep_inputs: bool
+        self,
+        index: int,
+        module: torch.nn.Module,
+        batches: list[Batch],
+        additions: Additions | None,
+        *,
+        keep_inputs: bool,
     ) -> list[torch.Tensor]:
-        """Send all batches through a layer; returns the input norm's outputs by batch when asked for."""
+        """Send all batches through a layer, counting its inputs where `additions` are watched.
+
+        Returns the input norm's outputs by batch when asked for.
+        """
         import torch
 
-        module = self.modules.layer(index)
         inputs: list[torch.Tensor] = []
         if keep_inputs:
             norm = module.get_submodule("input_layernorm")
             norm.register_forward_hook(lambda _, __, output: inputs.append(output))
         for number, batch in enumerate(batches):
-            handles = [
-                module.get_submodule(name).register_forward_pre_hook(self._hook(index, weight, batch.modality))
-                for name, weight in INPUTS.items()
-            ]
-            handles += additions.watch(module, number)
+            handles = [] if additions is None else self._watch(index, module, number, batch, additions)
             batch.states = self.modules.run(module, batch.states, batch.rotary, batch.is_image)
             for handle in handles:
                 handle.remove()
@@ -337,6 +362,14 @@ class _Pass:
             if not torch.isfinite(batch.states).all():
                 raise self._not_finite(f"the output of layer {index}")
         return inputs
+
+    def _watch(self, index: int, module: torch.nn.Module, number: int, batch: Batch, additions: Additions) -> list[Any]:
+        """Listen to a layer while a batch runs through it; the handles end that."""
+        handles = [
+            module.get_submodule(name).register_forward_pre_hook(self._hook(index, weight, batch.modality))
+            for name, weight in INPUTS.items()
+        ]
+        return handles + additions.watch(module, number)
 
     def _hook(self, index: int, weight: str, modality: torch.Tensor) -> Callable[..., None]:
         def hook(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -441,19 +474,6 @@ def _as_tensor(row: NDArray[np.float64]) -> torch.Tensor:
     import torch
 
     return torch.from_numpy(row)
-
-
-def _locate(found: list[tuple[NDArray[np.uint64], int, int]], batches: int) -> ChosenTokens:
-    """Pick tokens by rank; `found` has each sample's ranks, the number of its batch, and where it begins there."""
-    import torch
-
-    ranks = np.concatenate([rank for rank, _, _ in found])
-    owner = np.concatenate([np.full(len(rank), number) for rank, number, _ in found])
-    inside = np.concatenate([start + np.arange(len(rank)) for rank, _, start in found])
-    picked = choose_tokens(ranks)
-    among = [np.flatnonzero(owner[picked] == number) for number in range(batches)]
-    places = tuple((torch.from_numpy(inside[picked][rows]), rows) for rows in among)
-    return ChosenTokens(len(picked), places)
 
 
 def _warnings(

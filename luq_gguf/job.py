@@ -45,7 +45,8 @@ class Settings:
     means all cores; `keep_parts` None keeps the quantized layers of small models; `work` None means a folder beside the
     results;
     `check_all` hashes every byte of the checkpoint where times of change cannot be trusted; `imatrix` files, merged,
-    take the place of the measured importance matrix; `evaluate` measures the quality of what was made.
+    take the place of the measured importance matrix; `evaluate` measures the quality of what was made;
+    `sequential` measures the importance matrix again along the quantized model.
     """
 
     low_layers: int | None = None
@@ -73,6 +74,7 @@ class Settings:
     imatrix: tuple[Path, ...] = ()
     profile: Path | None = None
     evaluate: bool = True
+    sequential: bool = False
 
     def __post_init__(self) -> None:
         _require_one_of("order", self.order, ORDERS)
@@ -82,6 +84,8 @@ class Settings:
             parse_low_type(self.low_type)
         if self.min_tps is not None and not 0 < self.min_tps < 1e6:
             raise RequestError(f"--min-tps is {self.min_tps:g}", hint="give tokens a second, above 0")
+        if self.sequential and self.imatrix:
+            raise RequestError("--sequential measures what --imatrix brings", hint="leave one of them out")
         if self.max_drop is not None and not 0 <= self.max_drop < 1:
             raise RequestError(f"--max-drop is {self.max_drop:.0%}", hint="give a share below 100 %, such as 10%")
         parse_high_type(self.high_type)

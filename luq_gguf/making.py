@@ -100,11 +100,12 @@ class Maker:
         for done, names in enumerate(groups):
             self.job.progress("quantize", done, len(groups))
             with self.job.watch.measure("quantize"):
-                parts.append(self._make_part(plan, names))
+                parts.append(self.make_part(plan, names))
         self.job.progress("quantize", len(groups), len(groups))
         return parts
 
-    def _make_part(self, plan: Plan, names: list[str]) -> Path:
+    def make_part(self, plan: Plan, names: list[str]) -> Path:
+        """The quantized part with these tensors, taken from an earlier run where it is there."""
         job = self.job
         types = {name: GGMLQuantizationType[plan.types[name]] for name in names}
         part = job.parts / f"{part_key(job.checkpoint.fingerprint, job.dtype, types, self.imatrix)}.gguf"

@@ -35,7 +35,7 @@ from luq_gguf.evaluate import Quality
 from luq_gguf.evidence import EVIDENCE, Evidence
 from luq_gguf.export import export_text, export_vision
 from luq_gguf.frontier import FrontierPoint, better_preset
-from luq_gguf.groundwork import prepare, write_importance
+from luq_gguf.groundwork import Groundwork, prepare, write_importance
 from luq_gguf.imatrix import (
     check_importance,
     floor_importance,
@@ -63,13 +63,14 @@ from luq_gguf.job import (
     open_job,
 )
 from luq_gguf.layout import keep_header, layout_of_config, write_header
-from luq_gguf.making import Made, make_to_speed
+from luq_gguf.making import Made, Maker, make_to_speed
 from luq_gguf.manifest import Manifest, find_manifest, hash_headers, record_files, versions, write_manifest
 from luq_gguf.plan import MEASURED, MIX, Budget, choose_order, tensor_types_text, weights_to_quantize
 from luq_gguf.probing import gather_evidence
 from luq_gguf.progress import Progress, silent
 from luq_gguf.quantize import quantize_gguf
 from luq_gguf.samples import CalibrationSet
+from luq_gguf.sequential import refine
 from luq_gguf.speed_budget import Forecast, SpeedRule
 from luq_gguf.trials import Trials
 from luq_gguf.verify import require_plan_of
@@ -224,12 +225,20 @@ def _convert(
             scores = ground.analysis.scores
             return choose_plan(settings, scores, ground.lay_out, limit, evidence=evidence, drop=drop)
 
-        made = make_to_speed(job, choose, ground.maker.make, rule)
-        judged = _judge(made, trials if settings.evaluate else None)
+        made = make_to_speed(job, choose, lambda plan: _maker_of(ground, plan).make(plan), rule)
+        maker = _maker_of(ground, made.choice.plan)
+        judged = _judge(made, trials.of(maker) if trials and settings.evaluate else None)
+        if maker.imatrix != job.work / IMATRIX:
+            _copy(maker.imatrix, job.work / IMATRIX)
         _keep_evidence(job, evidence)
         keep_header(job, ground.maker.header, ground.dataset)
         ground.leave_vision()
     return leave_records(job, made, ground.analysis, judged)
+
+
+def _maker_of(ground: Groundwork, plan: Plan) -> Maker:
+    """What makes a plan's file: with the importance matrix of the analysis, or one along the plan's own layers."""
+    return refine(ground, plan) if ground.maker.job.settings.sequential else ground.maker
 
 
 def _judge(made: Made, trials: Trials | None) -> Quality | str:

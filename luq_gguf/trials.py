@@ -47,6 +47,12 @@ class Trials:
         write_record(kept, quality)
         return quality
 
+    def of(self, maker: Maker) -> Trials:
+        """The same of files that another maker makes."""
+        if maker.imatrix == self.maker.imatrix:
+            return self
+        return replace(self, maker=maker, key=key_of(self.key, sha256_of(maker.imatrix)))
+
     def brief(self, samples: int) -> Trials:
         """The same on some of the samples only, evenly spaced among them."""
         reference = self.yardstick.reference

@@ -21,7 +21,19 @@ from luq_gguf.demo.scenes import draw_scene, make_scene
 from luq_gguf.errors import CheckpointError, ImageError
 from luq_gguf.families import find_family
 from luq_gguf.families.base import ImageGrid
-from luq_gguf.images import MAX_PIXELS, Limits, fit_to_grid, grid_limits, grid_size, load_image, patchify
+from luq_gguf.images import (
+    MAX_ASPECT,
+    MAX_PIXELS,
+    MIN_IMAGE_TOKENS,
+    Limits,
+    fit_to_grid,
+    fitted_size,
+    grid_limits,
+    grid_size,
+    load_image,
+    patchify,
+    token_limits,
+)
 
 
 @pytest.fixture(scope="module")
@@ -238,3 +250,15 @@ def test_loading_leaves_the_file_closed(tmp_path: Path):
     image = load_image(path)
     path.unlink()
     assert image.getpixel((0, 0)) == (0, 0, 0)
+
+
+@given(st.integers(20, 4000), st.integers(20, 4000), st.integers(MIN_IMAGE_TOKENS, 64))
+def test_an_image_that_is_made_smaller_keeps_the_tokens_that_llama_cpp_wants(
+    width: int, height: int, most: int
+) -> None:
+    """Below them llama.cpp would enlarge it again, and the model would see other pixels than the calibration."""
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        return
+    limits = token_limits(28, most)
+    columns, rows = (side // 28 for side in fitted_size(width, height, limits))
+    assert columns * rows >= MIN_IMAGE_TOKENS

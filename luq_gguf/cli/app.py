@@ -93,6 +93,14 @@ def convert(
             show_default=False,
         ),
     ] = None,
+    sequential: Annotated[
+        bool,
+        typer.Option(
+            "--sequential",
+            help="Measure the importance matrix again along the quantized layers: two more passes, the same bytes.",
+            rich_help_panel="Method",
+        ),
+    ] = False,
     no_eval: Annotated[
         bool, typer.Option("--no-eval", help="Do not measure the quality of the file.", rich_help_panel="Run")
     ] = False,
@@ -117,6 +125,7 @@ def convert(
         seed=seed, compute_type=compute_type, mmproj_type=mmproj_type, mmproj_layout=mmproj_layout,
         bundle=bundle, keep_parts=keep_parts, threads=threads, work=work, check_all=check_all,
         imatrix=tuple(imatrix or ()), min_tps=min_tps, profile=profile, evaluate=not no_eval,
+        sequential=sequential,
         max_drop=options.parse_share(max_drop) if max_drop else None,
     )  # fmt: skip
     with show_progress() as progress:
