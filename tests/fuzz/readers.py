@@ -20,8 +20,11 @@ from luq_gguf.calibration_parquet import ParquetReader, read_parquet
 from luq_gguf.chat import ChatRenderer
 from luq_gguf.checkpoint import Checkpoint, read_config
 from luq_gguf.errors import CalibrationError
+from luq_gguf.evaluate import Quality
+from luq_gguf.evidence import Evidence
 from luq_gguf.export import export_text, export_vision, text_layout, write_header_only
 from luq_gguf.families import find_family
+from luq_gguf.frontier import better_preset
 from luq_gguf.gguf_file import GGUFFile
 from luq_gguf.images import fit_to_grid, grid_limits, load_image, patchify
 from luq_gguf.imatrix import Sums, floor_importance, mix_importance, read_sums, write_sums
@@ -32,6 +35,8 @@ from luq_gguf.plan import choose_order
 from luq_gguf.reference import Reference, read_reference, write_reference
 from luq_gguf.tokenizer_file import load_tokenizer
 from luq_gguf.verify import verify_types
+from luq_gguf.vqa.benchmarks import find_benchmark
+from luq_gguf.vqa.questions import read_questions
 from tests import pico
 from tests.fuzz import mutations as damage
 from tests.ggufs import Shape, dat_bytes, tensor_shapes, write_imatrix, write_text_gguf
@@ -245,7 +250,27 @@ def prepare_records(folder: Path) -> None:
         "files": {"model.gguf": {"bytes": 1, "sha256": "d", "changed_ns": 1}}, "layer_bytes": [1],
         "seconds": {"a": 1.0},
     }  # fmt: skip
-    for name, content in (("plan", plan), ("scores", scores), ("model", model), ("manifest", manifest)):
+    figure = {"value": 0.5, "low": 0.4, "high": 0.6}
+    group = {"samples": 3, "tokens": 9, "figures": {"agreement": figure, "divergence": figure}}
+    quality = {"format": "luq-gguf quality 1", "reference": "r", "groups": {"all": group}}
+    evidence = {
+        "format": "luq-gguf evidence 1", "checkpoint": "a" * 64, "low_type": "IQ1_M", "damage_order": [0],
+        "errors": {"blk.0.attn_q.weight": {"Q2_K": 0.1}}, "coefficients": {"attention": 1.0}, "factors": [1.0],
+        "probes": 3, "fit_error": 0.2,
+    }  # fmt: skip
+    point = {
+        "preset": True, "order_name": "", "low_type": "IQ1_M", "high_type": "Q2_K", "low_layers": [], "layers": 1,
+        "size_bytes": 5, "bits_per_weight": 2.6, "predicted_tps": None, "quality": quality,
+    }  # fmt: skip
+    frontier = {
+        "format": "luq-gguf frontier 1", "model": "pico", "checkpoint": "a" * 64, "cpu": None, "threads": None,
+        "points": [point],
+    }  # fmt: skip
+    contents = {
+        "plan": plan, "scores": scores, "model": model, "manifest": manifest, "quality": quality, "evidence": evidence,
+        "frontier": frontier,
+    }  # fmt: skip
+    for name, content in contents.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
 
 
@@ -254,6 +279,8 @@ def read_records(folder: Path) -> None:
     choose_order(scores, "entropy", scores.layers)
     read_record(folder / "model.json", ModelRecord)
     read_record(folder / "manifest.json", Manifest)
+    read_record(folder / "evidence.json", Evidence)
+    better_preset(folder, "a" * 64, 5, read_record(folder / "quality.json", Quality))
     verify_types(folder / "model.gguf", read_record(folder / "plan.json", Plan))
 
 
@@ -267,7 +294,8 @@ def prepare_arrays(folder: Path) -> None:
     )  # fmt: skip
     write_sums(folder / "sums.safetensors", sums)
     reference = Reference(
-        samples=("a", "b"), starts=np.array([0, 2, 5]), answers=np.arange(5, dtype=np.int32),
+        samples=("a", "b"), starts=np.array([0, 2, 5]), prompts=np.array([7, 8], np.int32),
+        answers=np.arange(5, dtype=np.int32),
         top=np.ones((5, 4), np.int32), log_probabilities=np.full((5, 4), -1, np.float32),
         rest=np.zeros(5, np.float32), context={"seed": 1},
     )  # fmt: skip
@@ -345,6 +373,25 @@ def read_parquet_rows(folder: Path) -> None:
 read_parquet_rows.renderer = ParquetReader()
 
 
+def read_benchmark(folder: Path) -> None:
+    """A benchmark's table, each question with its picture."""
+    rule = find_benchmark("mmbench")
+    with Looker() as looker:
+        for question in rule.prepare(read_questions(folder / "mmbench.tsv", rule.needed)):
+            question.finish(looker)
+            rule.score(question, "B")
+
+
+def prepare_benchmark(folder: Path) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (30, 20), "blue").save(buffer, "PNG")
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    header = "index\timage\tquestion\thint\tA\tB\tanswer\tcategory"
+    lines = [header, f"0\t{encoded}\tWhich?\t\tred\tblue\tB\tcolor", "1\t0\tSure?\tLook.\tyes\tno\tA\tmood"]
+    (folder / "mmbench.tsv").write_text("\n".join(lines) + "\n")
+
+
+RECORDS = ("plan", "scores", "model", "manifest", "quality", "evidence", "frontier")
 JSON_SIDE_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "config.json")
 READERS: dict[str, Reader] = {
     "safetensors": Reader(
@@ -381,7 +428,7 @@ READERS: dict[str, Reader] = {
     "bundle": Reader(prepare_bundle, {"whole.gguf": damage_bundle}, read_bundle),
     "records": Reader(
         prepare_records,
-        dict.fromkeys(("plan.json", "scores.json", "model.json", "manifest.json"), damage.damage_json),
+        dict.fromkeys([f"{name}.json" for name in RECORDS], damage.damage_json),
         read_records,
     ),
     "arrays": Reader(
@@ -392,5 +439,6 @@ READERS: dict[str, Reader] = {
     "calibration": Reader(prepare_calibration, {"rows.jsonl": damage_lines}, read_calibration("jsonl")),
     "calibration-json": Reader(prepare_calibration, {"rows.json": damage.damage_json}, read_calibration("json")),
     "calibration-table": Reader(prepare_calibration, {"rows.tsv": damage.damage_bytes}, read_calibration("tsv")),
+    "benchmark": Reader(prepare_benchmark, {"mmbench.tsv": damage.damage_bytes}, read_benchmark),
     "calibration-parquet": Reader(prepare_calibration, {"rows.parquet": damage.damage_bytes}, read_parquet_rows),
 }
