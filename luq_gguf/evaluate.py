@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import model_validator
 
 from luq_gguf.artifacts import Record
 from luq_gguf.bootstrap import Estimate, Weights, bootstrap
@@ -25,7 +26,7 @@ from luq_gguf.samples import Sample
 PIECE = 64
 """Answer tokens whose logits are in memory at once."""
 KINDS = {"image": "with image", "question": "text only"}
-GROUPS = ("all", *KINDS)
+FIGURES = ("agreement", "divergence", "perplexity", "exact", "reference_exact")
 
 
 class QualityGroup(Record):
@@ -40,6 +41,12 @@ class QualityGroup(Record):
     samples: int
     tokens: int
     figures: dict[str, Estimate]
+
+    @model_validator(mode="after")
+    def _has_figures(self) -> Self:
+        if missing := [name for name in FIGURES if name not in self.figures]:
+            raise ValueError(f"it has no {missing[0]}")
+        return self
 
     @property
     def agreement(self) -> float:
@@ -58,6 +65,12 @@ class Quality(Record):
     format: Literal["luq-gguf quality 1"] = "luq-gguf quality 1"
     reference: str
     groups: dict[str, QualityGroup]
+
+    @model_validator(mode="after")
+    def _has_all(self) -> Self:
+        if "all" not in self.groups:
+            raise ValueError("it has no figures of all answers")
+        return self
 
     @property
     def all(self) -> QualityGroup:

@@ -20,7 +20,7 @@ from luq_gguf.calibration_parquet import ParquetReader, read_parquet
 from luq_gguf.chat import ChatRenderer
 from luq_gguf.checkpoint import Checkpoint, read_config
 from luq_gguf.errors import CalibrationError
-from luq_gguf.evaluate import Quality
+from luq_gguf.evaluate import FIGURES, Quality
 from luq_gguf.evidence import Evidence
 from luq_gguf.export import export_text, export_vision, text_layout, write_header_only
 from luq_gguf.families import find_family
@@ -251,7 +251,7 @@ def prepare_records(folder: Path) -> None:
         "seconds": {"a": 1.0},
     }  # fmt: skip
     figure = {"value": 0.5, "low": 0.4, "high": 0.6}
-    group = {"samples": 3, "tokens": 9, "figures": {"agreement": figure, "divergence": figure}}
+    group = {"samples": 3, "tokens": 9, "figures": dict.fromkeys(FIGURES, figure)}
     quality = {"format": "luq-gguf quality 1", "reference": "r", "groups": {"all": group}}
     evidence = {
         "format": "luq-gguf evidence 1", "checkpoint": "a" * 64, "low_type": "IQ1_M", "damage_order": [0],
