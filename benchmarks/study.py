@@ -24,6 +24,7 @@ from luq_gguf.analysis import read_calibration
 from luq_gguf.artifacts import Plan
 from luq_gguf.choice import choose_plan
 from luq_gguf.cli.progress import show_progress
+from luq_gguf.errors import BudgetError
 from luq_gguf.groundwork import Groundwork, prepare
 from luq_gguf.job import Settings, open_job
 from luq_gguf.manifest import versions
@@ -107,7 +108,10 @@ class Study:
         sizes |= {preset: self.plan(self.order("depth"), 0, high_type=preset).size_bytes for preset in PRESETS}
         for name, size in sizes.items():
             asked = replace(self.settings, order="mix", max_size=size)
-            plan = choose_plan(asked, self.scores, self.ground.lay_out, evidence=evidence).plan
+            try:
+                plan = choose_plan(asked, self.scores, self.ground.lay_out, evidence=evidence).plan
+            except BudgetError:  # presets make the embeddings smaller, too
+                continue
             yield self.row(plan, at=name)
 
     def sequential(self) -> Iterator[Row]:
@@ -117,8 +121,8 @@ class Study:
         asked = replace(self.settings, order="mix", max_size=some.size_bytes)
         mixed = choose_plan(asked, self.scores, self.ground.lay_out, evidence=evidence).plan
         for name, plan in (("LUQ", some), ("all IQ1_M", every), ("mix", mixed)):
-            yield self.row(plan, plan=name, sequential=False)
-            yield self.row(plan, self.trials.of(refine(self.ground, plan)), plan=name, sequential=True)
+            yield self.row(plan, made=name, sequential=False)
+            yield self.row(plan, self.trials.of(refine(self.ground, plan)), made=name, sequential=True)
 
     def damage_order(self) -> tuple[int, ...]:
         evidence = gather_evidence(self._asking_for("damage"), self.trials)

@@ -96,7 +96,7 @@ def sequential_table(study: Row) -> str:
     pairs = [(before, after) for before, after in zip(rows[::2], rows[1::2], strict=True)]
     return table(
         ["plan", "bytes", "KL, nats", "with `--sequential`"],
-        [[before["plan"], f"{before['bytes']:,}", interval(before), interval(after)] for before, after in pairs],
+        [[before["made"], f"{before['bytes']:,}", interval(before), interval(after)] for before, after in pairs],
     )
 
 

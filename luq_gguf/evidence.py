@@ -22,15 +22,18 @@ from luq_gguf.plan import layer_of
 from luq_gguf.type_names import UNQUANTIZED, bits_of
 
 EVIDENCE = "evidence.json"
-GROUPS = {"attention": ATTENTION, "gate_up": FFN, "down": FFN}
+GROUPS = {"query_key": ATTENTION, "value_output": ATTENTION, "gate_up": FFN, "down": FFN}
 """Groups of a layer's weights that get one type together, and the block that each belongs to."""
-PATTERNS = {"attention": r"attn_(q|k|v|qkv|output)", "gate_up": r"ffn_(gate|up)", "down": r"ffn_down"}
+PATTERNS = {
+    "query_key": r"attn_(q|k)", "value_output": r"attn_(v|qkv|output)", "gate_up": r"ffn_(gate|up)",
+    "down": r"ffn_down",
+}  # fmt: skip
 OFFSET = "offset"
 """The coefficient of what all files of a model share: the types outside the layers."""
 FINE_BITS = 8.0
 """Types of so many bits lose nothing that matters here."""
-LIMITS = 0.2, 5.0
-"""A measured layer is taken to do at least and at most so many times the predicted damage."""
+LIMITS = 0.5, 5.0
+"""A measured layer or type is taken to do at least and at most so many times the predicted damage."""
 
 
 class Probe(Record):
@@ -43,9 +46,10 @@ class Probe(Record):
 class Evidence(Record):
     """`evidence.json`: what plans by damage are made from, so that they can be made again without measuring.
 
-    `errors` maps weights and types to relative squared errors; `coefficients` those of the groups and the offset;
-    `factors` corrects each layer; `fit_error` is the median relative error over the files that were measured for it,
-    `probes`. `damage_order` is the order by measured damage of `low_type`, where that was asked for.
+    `errors` maps weights and types to relative squared errors, those of a type in `type_factors` times its factor;
+    `coefficients` are those of the groups and the offset; `factors` corrects each layer; `fit_error` is the median
+    relative error, before those factors, over the files that were measured, `probes`. `damage_order` is the order by
+    measured damage of `low_type`, where that was asked for.
     """
 
     format: Literal["luq-gguf evidence 1"] = "luq-gguf evidence 1"
@@ -53,6 +57,7 @@ class Evidence(Record):
     low_type: str
     damage_order: tuple[int, ...] = ()
     errors: dict[str, dict[str, float]] = Field(default_factory=dict)
+    type_factors: dict[str, float] = Field(default_factory=dict)
     coefficients: dict[str, float] = Field(default_factory=dict)
     factors: tuple[float, ...] = ()
     probes: int = 0
@@ -126,6 +131,33 @@ def predict_divergence(evidence: Evidence, shares: Mapping[str, Sequence[float]]
     )
 
 
+def type_factor(
+    kind: str, base: Probe, lowered: Probe, evidence: Evidence, shares: Mapping[str, Sequence[float]]
+) -> float:
+    """How many times the predicted damage a type did: `lowered` has it in some layers of `base`.
+
+    Codebook types do more than their errors tell: what they round off is no independent noise.
+    """
+    without = evidence.model_copy(update={"errors": scale_errors(evidence.errors, {kind: 0.0})})
+    others = predict_divergence(without, shares, lowered.types)
+    predicted = predict_divergence(evidence, shares, lowered.types) - others
+    missed = base.divergence - predict_divergence(evidence, shares, base.types)
+    return _within_limits((lowered.divergence - missed - others) / predicted) if predicted > 0 else 1.0
+
+
+def scale_errors(
+    errors: Mapping[str, Mapping[str, float]], factors: Mapping[str, float]
+) -> dict[str, dict[str, float]]:
+    """Errors with those of some types multiplied."""
+    return {
+        name: {kind: error * factors.get(kind, 1.0) for kind, error in kinds.items()} for name, kinds in errors.items()
+    }
+
+
+def _within_limits(factor: float) -> float:
+    return min(max(factor, LIMITS[0]), LIMITS[1])
+
+
 def layer_factors(
     layers: int, base: Probe, singles: Mapping[int, Probe], evidence: Evidence, shares: Mapping[str, Sequence[float]]
 ) -> tuple[float, ...]:
@@ -136,7 +168,7 @@ def layer_factors(
         predicted = predict_divergence(evidence, shares, probe.types) - before
         measured = probe.divergence - base.divergence
         if predicted > 0:
-            factors[layer] = min(max(measured / predicted, LIMITS[0]), LIMITS[1])
+            factors[layer] = _within_limits(measured / predicted)
     return tuple(factors)
 
 

@@ -17,7 +17,7 @@ from luq_gguf.layout import Layout
 from luq_gguf.mix import Option, mix_options
 from luq_gguf.plan import TensorSpec
 
-MIX_TYPES = ("IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "Q2_K", "IQ3_XXS", "Q3_K", "IQ4_XS", "Q5_K", "Q6_K")
+MIX_TYPES = ("IQ1_M", "IQ2_XXS", "IQ2_S", "Q2_K", "IQ3_XXS", "Q3_K", "IQ4_XS", "Q5_K", "Q6_K")
 """What groups may get beside what the high type gives them."""
 HIGH = "high"
 SIZES = 12

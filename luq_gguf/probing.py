@@ -7,7 +7,7 @@ for later runs.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from gguf import GGMLQuantizationType
@@ -16,6 +16,7 @@ from luq_gguf.artifacts import LayerScores, Plan, read_record, scratch_folder, w
 from luq_gguf.errors import RequestError
 from luq_gguf.evidence import (
     GROUPS,
+    LIMITS,
     Evidence,
     Probe,
     block_shares,
@@ -24,13 +25,15 @@ from luq_gguf.evidence import (
     layer_factors,
     most_disputed,
     predict_divergence,
+    scale_errors,
+    type_factor,
 )
 from luq_gguf.export import export_text
 from luq_gguf.groundwork import Groundwork
 from luq_gguf.growth import order_by_damage
 from luq_gguf.job import Job, Settings, key_of
 from luq_gguf.layout import Layout
-from luq_gguf.mixing import MIX_TYPES
+from luq_gguf.mixing import HIGH, MIX_TYPES
 from luq_gguf.plan import DAMAGE, MEASURED, Budget, change_scores, choose_order, entropy_means
 from luq_gguf.speed_budget import AUTO
 from luq_gguf.trials import Trials
@@ -38,8 +41,11 @@ from luq_gguf.trials import Trials
 ROWS = 16
 """Of every weight so many rows tell its error."""
 SAMPLES = 12
-PROBE_TYPE, MILD_TYPE = "Q2_K", "Q3_K"
-"""Both are quick to quantize to: IQ3_XXS takes three times as long."""
+PROBE_TYPE = "Q2_K"
+"""Quick to quantize to, and its errors are noise: what coefficients are fitted to."""
+CODEBOOKS = ("IQ1_M", "IQ2_XXS", "IQ2_S", "IQ3_XXS")
+"""Types that get a factor of their own, measured in one layer of CODEBOOK_STEP."""
+CODEBOOK_STEP = 6
 DISPUTED = 6
 """So many layers on which entropy and what layers add disagree most are measured by themselves."""
 IQ1 = "IQ1_M"
@@ -59,7 +65,10 @@ def gather_evidence(ground: Groundwork, trials: Trials | None) -> Evidence | Non
         raise RequestError(f"no sample was held out to measure --order {settings.order} on", hint=hint)
     low_type = IQ1 if settings.low_type.lower() == AUTO else settings.low_type.upper()
     probing = _Probing(ground, trials.brief(SAMPLES), ground.analysis.scores, replace(settings, low_type=low_type))
-    kept = job.work / f"evidence-{key_of(probing.trials.key, settings.order, low_type, settings.high_type, 1)}.json"
+    key = key_of(
+        probing.trials.key, settings.order, low_type, settings.high_type, MIX_TYPES, CODEBOOKS, [*GROUPS], LIMITS
+    )
+    kept = job.work / f"evidence-{key}.json"
     if kept.is_file():
         return read_record(kept, Evidence)
     with job.watch.measure("probe"):
@@ -101,17 +110,15 @@ class _Probing:
         return Evidence(checkpoint=self.job.checkpoint.digest, low_type=self.settings.low_type, damage_order=order)
 
     def mixture(self) -> Evidence:
-        """Errors of all weights, and coefficients that fit some measured files."""
-        errors = self.errors()
-        shares, layers = block_shares(self.scores), self.scores.layers
-        layouts = {kind: self.ground.lay_out(replace(self.settings, low_type=kind)) for kind in (PROBE_TYPE, MILD_TYPE)}
-        wanted = self._wanted(layouts, layers)
-        probes = {}
+        """Errors of all weights, coefficients that fit some measured files, and factors of layers and types."""
+        errors, shares, layers = self.errors(), block_shares(self.scores), self.scores.layers
+        wanted = self._wanted(layers)
+        probes: dict[str, Probe] = {}
         for done, (name, plan) in enumerate(wanted.items()):
             self.job.progress("measure files", done, len(wanted))
             probes[name] = Probe(types=plan.types, divergence=self.trials.quality(plan).all.divergence)
         self.job.progress("measure files", len(wanted), len(wanted))
-        fitted = [probe for name, probe in probes.items() if not isinstance(name, int)]
+        base, fitted = probes[HIGH], [probes[HIGH], *(probes[group] for group in GROUPS)]
         evidence = Evidence(
             checkpoint=self.job.checkpoint.digest,
             low_type=self.settings.low_type,
@@ -121,19 +128,30 @@ class _Probing:
             probes=len(probes),
         )
         off = [abs(predict_divergence(evidence, shares, each.types) / each.divergence - 1) for each in probes.values()]
-        singles = {name: probe for name, probe in probes.items() if isinstance(name, int)}
-        factors = layer_factors(layers, probes["high"], singles, evidence, shares)
-        return evidence.model_copy(update={"factors": factors, "fit_error": statistics.median(off)})
+        types = {kind: type_factor(kind, base, probes[kind], evidence, shares) for kind in CODEBOOKS}
+        singles = {int(name): probe for name, probe in probes.items() if name.isdecimal()}
+        return evidence.model_copy(
+            update={
+                "errors": scale_errors(errors, types),
+                "type_factors": types,
+                "factors": layer_factors(layers, base, singles, evidence, shares),
+                "fit_error": statistics.median(off),
+            }
+        )
 
-    def _wanted(self, layouts: Mapping[str, Layout], layers: int) -> dict[str | int, Plan]:
-        """The files to measure: the high type alone, each group low in all layers, and the disputed layers alone."""
-        wanted: dict[str | int, Plan] = {"high": layouts[PROBE_TYPE].mixed_plan(layers, {})}
-        for kind, layout in layouts.items():
-            for group in GROUPS:
-                wanted[f"{group} {kind}"] = layout.mixed_plan(layers, _lowered(layout, group=group))
-        entropies = entropy_means(self.scores, layers)
-        for layer in most_disputed(change_scores(self.scores, "change", layers), entropies, DISPUTED):
-            wanted[layer] = layouts[PROBE_TYPE].mixed_plan(layers, _lowered(layouts[PROBE_TYPE], layer=layer))
+    def _wanted(self, layers: int) -> dict[str, Plan]:
+        """The files to measure, by name: the high type alone, with each group low in all layers, with each codebook
+        type in some layers, and with each disputed layer low."""
+        layout = self.ground.lay_out(replace(self.settings, low_type=PROBE_TYPE))
+        wanted = {HIGH: layout.mixed_plan(layers, {})}
+        wanted |= {group: layout.mixed_plan(layers, _lowered(layout, group=group)) for group in GROUPS}
+        some = range(CODEBOOK_STEP // 2, layers, CODEBOOK_STEP) or range(layers)
+        for kind in CODEBOOKS:
+            coded = self.ground.lay_out(replace(self.settings, low_type=kind))
+            wanted[kind] = coded.mixed_plan(layers, _lowered(coded, layers=some))
+        changes, entropies = change_scores(self.scores, "change", layers), entropy_means(self.scores, layers)
+        for layer in most_disputed(changes, entropies, DISPUTED):
+            wanted[str(layer)] = layout.mixed_plan(layers, _lowered(layout, layers=(layer,)))
         return wanted
 
     def errors(self) -> dict[str, dict[str, float]]:
@@ -162,12 +180,14 @@ def _saved(layout: Layout, layer: int, depth: Sequence[int]) -> int:
     return sizes[0] - sizes[1]
 
 
-def _lowered(layout: Layout, *, group: str | None = None, layer: int | None = None) -> dict[str, GGMLQuantizationType]:
-    """The low types of one group of every layer, or of all groups of one layer."""
+def _lowered(
+    layout: Layout, *, group: str | None = None, layers: Sequence[int] | None = None
+) -> dict[str, GGMLQuantizationType]:
+    """The low types of one group or all of them, of some layers or all of them."""
     return {
         spec.name: spec.low
         for spec in layout.specs
         if group_of(spec.name) is not None
         and (group is None or group_of(spec.name) == group)
-        and (layer is None or spec.layer == layer)
+        and (layers is None or spec.layer in layers)
     }

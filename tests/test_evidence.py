@@ -20,6 +20,8 @@ from luq_gguf.evidence import (
     layer_factors,
     most_disputed,
     predict_divergence,
+    scale_errors,
+    type_factor,
 )
 from luq_gguf.layout import Layout
 from luq_gguf.mixing import Mixer
@@ -32,7 +34,7 @@ TYPES = ("Q6_K", "Q4_K", "Q2_K", "IQ1_M")
 ERROR = {"Q6_K": 0.0004, "Q4_K": 0.006, "Q2_K": 0.08, "IQ1_M": 0.21}
 WEIGHTS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 ERRORS = {f"blk.{layer}.{name}.weight": ERROR for layer in range(LAYERS) for name in WEIGHTS}
-TRUE = {"attention": 0.7, "gate_up": 0.2, "down": 1.5, OFFSET: 0.01}
+TRUE = {"query_key": 0.3, "value_output": 0.9, "gate_up": 0.2, "down": 1.5, OFFSET: 0.01}
 
 
 def types_of(kind_of) -> dict[str, str]:
@@ -52,7 +54,7 @@ def evidence(**changes) -> Evidence:
 def test_weights_are_grouped_by_block() -> None:
     names = ("attn_q", "attn_qkv", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "attn_norm", "attn_q_norm")
     assert [group_of(f"blk.3.{name}.weight") for name in names] == [
-        "attention", "attention", "attention", "gate_up", "gate_up", "down", None, None,
+        "query_key", "value_output", "value_output", "gate_up", "gate_up", "down", None, None,
     ]  # fmt: skip
     assert group_of("blk.3.attn_q.bias") is group_of("output.weight") is group_of("token_embd.weight") is None
 
@@ -60,7 +62,7 @@ def test_weights_are_grouped_by_block() -> None:
 def test_fine_types_disturb_nothing_and_others_by_share_and_error() -> None:
     assert set(disturbances(types_of(lambda name: "F16"), ERRORS, SHARES).values()) == {0.0}
     found = disturbances(types_of(lambda name: "Q2_K"), ERRORS, SHARES)
-    assert found["attention", 0] == pytest.approx(4 * 0.4 * 0.08)
+    assert found["query_key", 0] == found["value_output", 0] == pytest.approx(2 * 0.4 * 0.08)
     assert found["gate_up", 1] == pytest.approx(2 * 0.3 * 0.08)
     assert found["down", 2] == pytest.approx(0.1 * 0.08)
 
@@ -94,6 +96,22 @@ def test_a_layer_that_does_more_damage_than_predicted_counts_for_more() -> None:
     corrected = evidence(factors=factors)
     before = predict_divergence(corrected, SHARES, base.types)
     assert before > predict_divergence(evidence(), SHARES, base.types)
+
+
+@pytest.mark.parametrize(("times", "found"), [(1.0, 1.0), (1.7, 1.7), (0.01, LIMITS[0]), (100.0, LIMITS[1])])
+def test_a_type_that_does_more_damage_than_its_error_tells_counts_for_more(times: float, found: float) -> None:
+    plain = types_of(lambda name: "Q4_K")
+    coded = types_of(lambda name: "IQ1_M" if name.startswith("blk.1.") else "Q4_K")
+    base = Probe(types=plain, divergence=true_damage(plain))
+    types = {kind: {"IQ1_M": times}.get(kind, 1.0) * error for kind, error in ERROR.items()}
+    found_errors = dict.fromkeys(ERRORS, types)
+    lowered = Probe(types=coded, divergence=predict_divergence(evidence(errors=found_errors), SHARES, coded))
+    factor = type_factor("IQ1_M", base, lowered, evidence(), SHARES)
+    assert factor == pytest.approx(found)
+    scaled = evidence(errors=scale_errors(ERRORS, {"IQ1_M": factor}))
+    if LIMITS[0] < times < LIMITS[1]:
+        assert predict_divergence(scaled, SHARES, coded) == pytest.approx(lowered.divergence)
+    assert predict_divergence(scaled, SHARES, plain) == pytest.approx(base.divergence)
 
 
 def test_the_layers_in_dispute_are_those_that_change_places_most() -> None:
