@@ -114,27 +114,34 @@ def alpha_table(study: Row) -> str:
     return table(["alpha", "low layers", *(f"KL, {name}" for name in head)], rows)
 
 
-def draw(study: Row, target: Path) -> None:
-    """Entropy by layer, quality by number of layers, by ratio alpha, and by bytes."""
-    from matplotlib.figure import Figure
-
-    canvas = Figure(figsize=(12, 8), layout="constrained")
-    entropy, layers, alphas, size = canvas.subplots(2, 2).flat
+def draw_entropy(study: Row, axis: Any) -> None:
     for key, rows in study["scores"]["entropy"].items():
         if key.startswith("output"):
-            entropy.plot([row["mean"] for row in rows], "o-", label=key.removeprefix("output_"))
-    entropy.set(xlabel="layer", ylabel="entropy of the output, bits")
+            axis.plot([row["mean"] for row in rows], "o-", label=key.removeprefix("output_"))
+    axis.set(xlabel="layer", ylabel="entropy of the output, bits")
+
+
+def draw_orders(study: Row, axis: Any) -> None:
     for name, rows in by_order(study).items():
         counts = sorted(rows)
         values = [statistics.fmean(map(kl, rows[count])) for count in counts]
-        layers.plot(counts, values, "x--" if name == "random" else "o-", label=name, markersize=3)
-    layers.set(xlabel="layers in IQ1_M", ylabel="KL, nats a token", yscale="log")
-    for count in sorted({row["low_layers"] for row in study.get("alphas", [])}):
+        axis.plot(counts, values, "x--" if name == "random" else "o-", label=name, markersize=3)
+    axis.set(xlabel="layers in IQ1_M", ylabel="KL, nats a token", yscale="log")
+
+
+def draw_alphas(study: Row, axis: Any) -> None:
+    if not study.get("alphas"):
+        axis.set_axis_off()
+        return
+    for count in sorted({row["low_layers"] for row in study["alphas"]}):
         rows = [row for row in study["alphas"] if row["low_layers"] == count]
         for group in rows[0]["quality"]:
-            values = [row["quality"][group]["figures"]["divergence"]["value"] for row in rows]
-            alphas.plot([row["alpha"] for row in rows], values, "o-", label=f"{group}, {count} layers")
-    alphas.set(xlabel="alpha: share of image+text tokens", ylabel="KL, nats a token", yscale="log")
+            values = [figure(row, group=group)["value"] for row in rows]
+            axis.plot([row["alpha"] for row in rows], values, "o-", label=f"{group}, {count} layers")
+    axis.set(xlabel="alpha: share of image+text tokens", ylabel="KL, nats a token", yscale="log")
+
+
+def draw_sizes(study: Row, axis: Any) -> None:
     series = {
         "LUQ by entropy": [row for row in study["orders"] if row["order"] == "entropy"],
         "LUQ by damage": study.get("damage", []),
@@ -143,11 +150,19 @@ def draw(study: Row, target: Path) -> None:
     }
     for name, rows in series.items():
         places = sorted((row["bytes"] / 2**20, kl(row)) for row in rows)
-        size.plot([x for x, _ in places], [y for _, y in places], "kx" if name == "presets" else "o-", label=name)
+        axis.plot([x for x, _ in places], [y for _, y in places], "kx" if name == "presets" else "o-", label=name)
     for row in study["presets"]:
-        size.annotate(row["preset"], (row["bytes"] / 2**20, kl(row)), fontsize=6)
-    size.set(xlabel="MiB", ylabel="KL, nats a token", yscale="log")
-    for axis in (entropy, layers, alphas, size):
+        axis.annotate(row["preset"], (row["bytes"] / 2**20, kl(row)), fontsize=6)
+    axis.set(xlabel="MiB", ylabel="KL, nats a token", yscale="log")
+
+
+def draw(study: Row, target: Path) -> None:
+    """Entropy by layer, quality by number of layers, by ratio alpha, and by bytes."""
+    from matplotlib.figure import Figure
+
+    canvas = Figure(figsize=(12, 8), layout="constrained")
+    for axis, pen in zip(canvas.subplots(2, 2).flat, (draw_entropy, draw_orders, draw_alphas, draw_sizes), strict=True):
+        pen(study, axis)
         axis.grid(visible=True, alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=7)
