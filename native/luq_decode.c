@@ -203,18 +203,32 @@ static luq_status measure(luq_session *session) {
     return run_rounds(session);
 }
 
+/* What was measured until a run failed or was interrupted, wherever that was, is no result. */
+static void keep_nothing(luq_decode_result *result) {
+    luq_parts_clear(&result->prompt_parts);
+    luq_parts_clear(&result->generate_parts);
+    result->prompt_count = 0;
+    result->generate_count = 0;
+}
+
 /* Everything that llama.cpp does for a request happens here, on the thread that calls this. */
 static luq_status run(void *data, luq_watch watch) {
     luq_session *session = data;
     session->text.watch = watch;
     luq_log_attach(&session->text.log);
-    const luq_status status = measure(session);
+    luq_status status = measure(session);
     free(session->tokens);
     luq_parts_finish(&session->prompt_clock);
     luq_parts_finish(&session->generate_clock);
     luq_model_close(&session->text);
     luq_log_detach();
-    return session->text.watch.stop ? LUQ_INTERRUPTED : status;
+    if (session->text.watch.stop) {
+        status = LUQ_INTERRUPTED;
+    }
+    if (status != LUQ_OK) {
+        keep_nothing(session->result);
+    }
+    return status;
 }
 
 luq_status luq_decode(const char *model, const luq_decode_request *request, luq_decode_result *result) {
