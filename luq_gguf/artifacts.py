@@ -258,6 +258,11 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def cache_folder() -> Path:
+    """Where this program keeps what belongs to no model's folder, below the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "luq-gguf"
+
+
 def require_space(folder: Path, needed: int, what: str) -> None:
     """Raise DiskSpaceError unless the disk of `folder` has `needed` bytes free for `what`."""
     existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())

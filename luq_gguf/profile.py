@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 from gguf.constants import GGMLQuantizationType
 
-from luq_gguf.artifacts import read_record, write_record
+from luq_gguf.artifacts import cache_folder, read_record, write_record
 from luq_gguf.bench import OTHER, Part, PartSamples, measure_bandwidth, measure_decode, measure_parts
 from luq_gguf.errors import ArtifactError
 from luq_gguf.families.text_only import Qwen2
@@ -61,9 +61,8 @@ long, which are slower, and the others short, which tells what a row costs."""
 
 def profile_path(cpu: str, version: str) -> Path:
     """Where the profile of a CPU is kept, in the user's cache folder."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{cpu} llama-cpp-python {version}").strip("-")
-    return cache / "luq-gguf" / f"profile-{name}.json"
+    return cache_folder() / f"profile-{name}.json"
 
 
 def load_profile(path: Path | None = None) -> Profile | None:

@@ -6,14 +6,13 @@ benchmark's table. The figures are made by `evaluate` and `vqa`.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from luq_gguf.artifacts import Record
+from luq_gguf.artifacts import Record, cache_folder
 from luq_gguf.calibration import load_calibration
 from luq_gguf.embeddings import EmbeddingStore
 from luq_gguf.errors import ArtifactError, CalibrationError, RequestError
@@ -54,27 +53,25 @@ class Evaluator:
     image_tokens: int | None = None
     progress: Progress = silent
 
-    @contextmanager
-    def open(self, model: Path) -> Iterator[Runtime]:
-        """A running model."""
-        store = EmbeddingStore(self.work / "embeddings")
-        with Runtime(
+    @cached_property
+    def embeddings(self) -> EmbeddingStore:
+        """What the vision part makes of images; one for all files, so that the mmproj is hashed once."""
+        return EmbeddingStore(self.work / "embeddings")
+
+    def open(self, model: Path, image_tokens: int | None = None) -> Runtime:
+        """A running model, to be used as a context manager; its images have at most so many tokens."""
+        return Runtime(
             model,
             self.mmproj,
             threads=self.threads or None,
             context=MAX_TOKENS + HEADROOM,
-            image_tokens=self.image_tokens,
-            embeddings=store,
-        ) as runtime:
-            yield runtime
-
-    def of(self, yardstick: Yardstick) -> Evaluator:
-        """The same with images as large as those of a yardstick."""
-        return replace(self, image_tokens=yardstick.image_tokens)
+            image_tokens=image_tokens or self.image_tokens,
+            embeddings=self.embeddings,
+        )
 
     def quality(self, model: Path, yardstick: Yardstick) -> Quality:
         """How well a file says what the reference says."""
-        with self.of(yardstick).open(model) as runtime:
+        with self.open(model, yardstick.image_tokens) as runtime:
             found = judge(runtime, yardstick.samples, yardstick.reference, self.progress)
         return summarize(found, yardstick.name)
 
@@ -241,5 +238,4 @@ def work_folder(reference: Path | None) -> Path:
     """Where evaluations keep what later ones can reuse: beside an analysis, else in the user's cache folder."""
     if reference is not None and reference.is_dir():
         return reference / WORK
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "luq-gguf" / "evaluations"
+    return cache_folder() / "evaluations"
