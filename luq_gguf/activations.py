@@ -197,7 +197,12 @@ class _Pass:
             {tokens: places.places for tokens, places in chosen.items()},
             {tokens: places.count for tokens, places in chosen.items()},
         )
-        inputs = self._run_layer(index, self.modules.layer(index), batches, additions, keep_inputs=input_entropy)
+        module = self.modules.layer(index)
+
+        def watch(number: int, batch: Batch) -> list[Any]:
+            return self._count_inputs(index, module, batch) + additions.watch(module, number)
+
+        inputs = self._run_layer(index, module, batches, watch, keep_inputs=input_entropy)
         after = {tokens: places.take([batch.states for batch in batches]) for tokens, places in chosen.items()}
         if input_entropy:
             self._measure("input", {tokens: places.take(inputs) for tokens, places in chosen.items()})
@@ -211,7 +216,7 @@ class _Pass:
 
         module = self.modules.layer(index)
         before = [batch.states for batch in batches]
-        self._run_layer(index, module, batches, Additions({}, {}), keep_inputs=False)
+        self._run_layer(index, module, batches, lambda _, batch: self._count_inputs(index, module, batch))
         for batch, states in zip(batches, before, strict=True):
             batch.states = states
         mine = {name for name in self.collector.squares if name.startswith(f"blk.{index}.")}
@@ -223,7 +228,7 @@ class _Pass:
         changed = requantize(index, sums)
         weights = {name: torch.from_numpy(values).to(self.modules.dtype) for name, values in changed.items()}
         module.load_state_dict(weights, strict=False, assign=True)
-        self._run_layer(index, module, batches, None, keep_inputs=False)
+        self._run_layer(index, module, batches)
 
     def _keep(self, done: int, batches: list[Batch]) -> None:
         squares = {
@@ -338,11 +343,11 @@ class _Pass:
         index: int,
         module: torch.nn.Module,
         batches: list[Batch],
-        additions: Additions | None,
+        watch: Callable[[int, Batch], list[Any]] = lambda *_: [],
         *,
-        keep_inputs: bool,
+        keep_inputs: bool = False,
     ) -> list[torch.Tensor]:
-        """Send all batches through a layer, counting its inputs where `additions` are watched.
+        """Send all batches through a layer; `watch` listens to it for a batch and gives the handles that end that.
 
         Returns the input norm's outputs by batch when asked for.
         """
@@ -353,7 +358,7 @@ class _Pass:
             norm = module.get_submodule("input_layernorm")
             norm.register_forward_hook(lambda _, __, output: inputs.append(output))
         for number, batch in enumerate(batches):
-            handles = [] if additions is None else self._watch(index, module, number, batch, additions)
+            handles = watch(number, batch)
             batch.states = self.modules.run(module, batch.states, batch.rotary, batch.is_image)
             for handle in handles:
                 handle.remove()
@@ -363,13 +368,12 @@ class _Pass:
                 raise self._not_finite(f"the output of layer {index}")
         return inputs
 
-    def _watch(self, index: int, module: torch.nn.Module, number: int, batch: Batch, additions: Additions) -> list[Any]:
-        """Listen to a layer while a batch runs through it; the handles end that."""
-        handles = [
+    def _count_inputs(self, index: int, module: torch.nn.Module, batch: Batch) -> list[Any]:
+        """Add up what enters a layer's weights while a batch runs through it; the handles end that."""
+        return [
             module.get_submodule(name).register_forward_pre_hook(self._hook(index, weight, batch.modality))
             for name, weight in INPUTS.items()
         ]
-        return handles + additions.watch(module, number)
 
     def _hook(self, index: int, weight: str, modality: torch.Tensor) -> Callable[..., None]:
         def hook(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:

@@ -127,14 +127,14 @@ def _judge(runtime: Runtime, sample: Sample, reference: Reference, places: slice
     if answer.tolist() != answer_tokens(runtime, sample, reference.turn_end):
         raise _other(f"the model has other tokens for the answer of sample {sample.id} than the reference")
     best = reference.top[places, 0]
-    said: list[NDArray[np.intp]] = []
+    pieces: list[NDArray[np.intp]] = []
     divergence = surprise = 0.0
     for piece, logits in _along(runtime, sample, answer):
         if runtime.prompt_tokens != prompt:
             what = f"the prompt of sample {sample.id} has {runtime.prompt_tokens} tokens, the reference says {prompt}"
             raise _other(what)
         log_probabilities = log_softmax(logits)
-        said.append(logits.argmax(axis=1))
+        pieces.append(logits.argmax(axis=1))
         surprise -= float(np.take_along_axis(log_probabilities, answer[piece][:, None], axis=1).sum())
         there = slice(places.start + piece.start, places.start + piece.stop)
         divergence += float(
@@ -142,14 +142,14 @@ def _judge(runtime: Runtime, sample: Sample, reference: Reference, places: slice
                 reference.log_probabilities[there], reference.rest[there], reference.top[there], log_probabilities
             ).sum()
         )
-    same = np.concatenate(said) == best
+    said = np.concatenate(pieces)
     return Judgement(
         kind=sample.kind,
         tokens=len(answer),
-        same=int(same.sum()),
+        same=int((said == best).sum()),
         divergence=divergence,
         surprise=surprise,
-        exact=bool((np.concatenate(said) == answer).all()),
+        exact=bool((said == answer).all()),
         reference_exact=bool((best == answer).all()),
     )
 

@@ -8,7 +8,6 @@ squares (HIGGS' linearity, Malinovskii et al. 2024). A coefficient for each kind
 from __future__ import annotations
 
 import re
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -18,7 +17,7 @@ from pydantic import Field
 from luq_gguf.artifacts import LayerScores, Record
 from luq_gguf.changes import ATTENTION, FFN
 from luq_gguf.errors import RequestError
-from luq_gguf.plan import layer_of
+from luq_gguf.plan import layer_of, mean_changes
 from luq_gguf.type_names import UNQUANTIZED, bits_of
 
 EVIDENCE = "evidence.json"
@@ -85,10 +84,10 @@ def block_shares(scores: LayerScores) -> dict[str, tuple[float, ...]]:
     """
     found = {}
     for block in (ATTENTION, FFN):
-        rows = [scores.changes[key] for key in (f"{block}_multimodal", f"{block}_text") if key in scores.changes]
-        if not rows or any(len(row) != scores.layers for row in rows):
+        means = mean_changes(scores, block, scores.layers)
+        if means is None:
             raise RequestError("the scores do not say what layers add", hint="analyze the model again")
-        found[block] = tuple(statistics.fmean(values) for values in zip(*rows, strict=True))
+        found[block] = means
     return found
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from gguf import GGMLQuantizationType
 
@@ -39,8 +40,7 @@ class Mixer:
 
     def plan(self, most_bytes: int) -> Plan:
         """The plan with the least predicted damage of at most so many bytes; raises BudgetError where there is none."""
-        groups = self._groups()
-        fixed = self._fixed_bytes()
+        groups, fixed = self._groups, self._fixed_bytes
         mixed = mix_options([group.options for group in groups], most_bytes - fixed)
         if mixed is None:
             smallest = fixed + sum(min(option.bytes for option in group.options) for group in groups)
@@ -56,17 +56,19 @@ class Mixer:
 
     def sizes(self) -> list[int]:
         """Bytes of files from the largest to the smallest that are worth trying."""
-        options = [[option.bytes for option in group.options] for group in self._groups()]
-        fixed = self._fixed_bytes()
+        options = [[option.bytes for option in group.options] for group in self._groups]
+        fixed = self._fixed_bytes
         largest, smallest = fixed + sum(map(max, options)), fixed + sum(map(min, options))
         ratio = (smallest / largest) ** (1 / (SIZES - 1))
         return [round(largest * ratio**step) for step in range(SIZES - 1)] + [smallest]
 
+    @cached_property
     def _fixed_bytes(self) -> int:
         """Bytes of the header and of what is in no group."""
         fixed = (spec.bytes_as(spec.high) for spec in self.layout.specs if _place(spec) is None)
         return self.layout.header_bytes + sum(fixed)
 
+    @cached_property
     def _groups(self) -> list[_Group]:
         shares = block_shares(self.scores)
         places: dict[tuple[int, str], list[TensorSpec]] = {}

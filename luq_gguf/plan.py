@@ -135,12 +135,20 @@ def change_scores(scores: LayerScores | None, order_name: str, layers: int) -> l
     """What an order by change sorts by, the least first: the mean over multimodal and text tokens."""
     found = [0.0] * layers
     for figure, sign in CHANGES[order_name].items():
-        keys = (f"{figure}_multimodal", f"{figure}_text")
-        rows = [scores.changes[key] for key in keys if scores is not None and key in scores.changes]
-        if not rows or any(len(row) != layers for row in rows):
+        means = mean_changes(scores, figure, layers)
+        if means is None:
             raise RequestError(f"the scores do not give the order {order_name!r}", hint="analyze the model again")
-        found = [total + sign * sum(values) / len(rows) for total, *values in zip(found, *rows, strict=True)]
+        found = [total + sign * mean for total, mean in zip(found, means, strict=True)]
     return found
+
+
+def mean_changes(scores: LayerScores | None, figure: str, layers: int) -> tuple[float, ...] | None:
+    """A figure of what every layer changes, the mean over multimodal and text tokens; None where it is not there."""
+    keys = (f"{figure}_multimodal", f"{figure}_text")
+    rows = [scores.changes[key] for key in keys if scores is not None and key in scores.changes]
+    if not rows or any(len(row) != layers for row in rows):
+        return None
+    return tuple(sum(values) / len(rows) for values in zip(*rows, strict=True))
 
 
 def entropy_means(scores: LayerScores | None, layers: int, site: str = "output") -> list[float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from gguf import GGMLQuantizationType
 
@@ -93,7 +94,9 @@ class _Probing:
         layout = self.ground.lay_out(self.settings)
         layers = self.scores.layers
         depth = choose_order(None, "depth", layers)
-        saved = {layer: _saved(layout, layer, depth) for layer in depth}
+        saved = {
+            layer: before - after for layer, (before, after) in zip(depth, pairwise(layout.sizes(depth)), strict=True)
+        }
         expected = 3 * layers
         done = 0
 
@@ -172,12 +175,6 @@ class _Probing:
                 found |= maker.quantizer.run(job, lambda line: None)["errors"]
         self.job.progress("weight errors", self.scores.layers, self.scores.layers)
         return found
-
-
-def _saved(layout: Layout, layer: int, depth: Sequence[int]) -> int:
-    """Bytes that a layer saves when it is low."""
-    sizes = layout.sizes([layer, *(other for other in depth if other != layer)])
-    return sizes[0] - sizes[1]
 
 
 def _lowered(

@@ -31,20 +31,24 @@ class Trials:
 
     def quality(self, plan: Plan) -> Quality:
         """What the file of a plan was measured to be, now or in an earlier run."""
-        kept = self._kept(plan)
-        if kept.is_file():
-            return read_record(kept, Quality)
-        with scratch_folder(self.maker.job.work, "trial") as scratch:
-            return self.judge(plan, self.maker.make(plan, scratch / TRIAL))
+        return self._known(plan) or self._measure(plan)
 
     def judge(self, plan: Plan, file: Path) -> Quality:
         """The quality of a plan's file that is there already."""
+        return self._known(plan) or self._judge(plan, file)
+
+    def _known(self, plan: Plan) -> Quality | None:
         kept = self._kept(plan)
-        if kept.is_file():
-            return read_record(kept, Quality)
+        return read_record(kept, Quality) if kept.is_file() else None
+
+    def _measure(self, plan: Plan) -> Quality:
+        with scratch_folder(self.maker.job.work, "trial") as scratch:
+            return self._judge(plan, self.maker.make(plan, scratch / TRIAL))
+
+    def _judge(self, plan: Plan, file: Path) -> Quality:
         with self.maker.job.watch.measure("judge"):
             quality = self.evaluator.quality(file, self.yardstick)
-        write_record(kept, quality)
+        write_record(self._kept(plan), quality)
         return quality
 
     def of(self, maker: Maker) -> Trials:

@@ -10,14 +10,13 @@ import typer
 
 from luq_gguf.cli import options
 from luq_gguf.cli.progress import show_progress
-from luq_gguf.cli.tables import format_bytes, make_table, render
+from luq_gguf.cli.tables import format_bytes, format_interval, make_table, render
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rich.table import Table
 
-    from luq_gguf.bootstrap import Estimate
     from luq_gguf.evaluate import Quality
     from luq_gguf.quality import Evaluation
     from luq_gguf.vqa.asking import BenchmarkResult
@@ -102,7 +101,7 @@ def quality_parts(quality: Quality) -> list[Table | str]:
     table.add_row("answers", *(f"{group.samples:,}" for group in groups.values()))
     table.add_row("tokens", *(f"{group.tokens:,}" for group in groups.values()))
     for name, (title, form, factor) in FIGURES.items():
-        table.add_row(title, *(_interval(group.figures[name], form, factor) for group in groups.values()))
+        table.add_row(title, *(format_interval(group.figures[name], form, factor) for group in groups.values()))
     return [table]
 
 
@@ -114,7 +113,7 @@ def _benchmark_parts(evaluation: Evaluation) -> list[Table | str]:
         ("figure", "this file", *(["16 bits"] if full else [])),
     )
     for name, estimate in result.figures.items():
-        table.add_row(name, _interval(estimate, "{:.1f}"), *([_of(full, name)] if full else []))
+        table.add_row(name, format_interval(estimate, "{:.1f}"), *([_of(full, name)] if full else []))
     lines = [result.note] if result.note else []
     if result.left_out:
         lines.append(f"{result.left_out:,} questions could not be asked")
@@ -124,9 +123,4 @@ def _benchmark_parts(evaluation: Evaluation) -> list[Table | str]:
 
 
 def _of(full: BenchmarkResult, name: str) -> str:
-    return _interval(full.figures[name], "{:.1f}") if name in full.figures else "-"
-
-
-def _interval(estimate: Estimate, form: str, factor: float = 1) -> str:
-    value, low, high = (form.format(factor * each) for each in (estimate.value, estimate.low, estimate.high))
-    return f"{value} ({low}..{high})"
+    return format_interval(full.figures[name], "{:.1f}") if name in full.figures else "-"

@@ -9,7 +9,7 @@ import typer
 
 from luq_gguf.cli import options
 from luq_gguf.cli.progress import show_progress
-from luq_gguf.cli.tables import make_table, render
+from luq_gguf.cli.tables import format_interval, make_table, render
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -98,13 +98,12 @@ def format_frontier(frontier: Frontier) -> str:
     )
     for point in sorted(frontier.points, key=lambda each: -each.size_bytes):
         figures = point.quality.all.figures
-        kl, same = figures["divergence"], figures["agreement"]
         table.add_row(
             f"{'*' if id(point) in best else ' '} {point.name}",
             f"{point.size_bytes:,}",
             f"{point.bits_per_weight:.2f}",
-            f"{kl.value:.4f} ({kl.low:.4f}..{kl.high:.4f})",
-            f"{100 * same.value:.1f} ({100 * same.low:.1f}..{100 * same.high:.1f})",
+            format_interval(figures["divergence"], "{:.4f}"),
+            format_interval(figures["agreement"], "{:.1f}", 100),
             f"{point.predicted_tps:.1f}" if point.predicted_tps else "-",
         )
     return render(table)

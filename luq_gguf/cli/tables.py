@@ -15,6 +15,7 @@ from luq_gguf.type_names import bits_of
 
 if TYPE_CHECKING:
     from luq_gguf.artifacts import EntropyRow, LayerScores, Plan
+    from luq_gguf.bootstrap import Estimate
     from luq_gguf.calibration_summary import CalibrationSummary
     from luq_gguf.evaluate import Quality
     from luq_gguf.pipeline import Conversion, SizeTable
@@ -51,6 +52,12 @@ def format_bytes(count: int) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.2f} {unit}"
         size /= 1024
     raise AssertionError("unreachable")
+
+
+def format_interval(estimate: Estimate, form: str, factor: float = 1) -> str:
+    """A figure with its interval, each in a form and multiplied."""
+    value, low, high = (form.format(factor * each) for each in (estimate.value, estimate.low, estimate.high))
+    return f"{value} ({low}..{high})"
 
 
 def format_floor(floored: tuple[int, int]) -> str:
