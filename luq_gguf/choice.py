@@ -230,6 +230,16 @@ def plan_again(folder: Path, settings: Settings, rule: SpeedRule | None = None) 
             )
         return layout
 
-    kept = folder / EVIDENCE
-    evidence = read_record(kept, Evidence) if settings.order in MEASURED and kept.is_file() else None
+    evidence = _kept_evidence(folder / EVIDENCE, scores) if settings.order in MEASURED else None
     return choose_plan(settings, scores, lay_out, rule, evidence=evidence)
+
+
+def _kept_evidence(path: Path, scores: LayerScores) -> Evidence | None:
+    """What a conversion measured to plan by; raises ArtifactError where it is of another model than the scores."""
+    if not path.is_file():
+        return None
+    evidence = read_record(path, Evidence)
+    layers = len(evidence.factors) or scores.layers
+    if (evidence.checkpoint, layers) != (scores.checkpoint, scores.layers):
+        raise ArtifactError(f"{path} is of another model than {SCORES}", path=path, hint="convert the model again")
+    return evidence

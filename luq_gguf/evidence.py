@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from luq_gguf.artifacts import LayerScores, Record
 from luq_gguf.changes import ATTENTION, FFN
@@ -61,6 +61,14 @@ class Evidence(Record):
     factors: tuple[float, ...] = ()
     probes: int = 0
     fit_error: float | None = None
+
+    @model_validator(mode="after")
+    def _is_sound(self) -> Self:
+        if self.coefficients and self.coefficients.keys() != {*GROUPS, OFFSET}:
+            raise ValueError("its coefficients are of other groups")
+        if bool(self.coefficients) != bool(self.factors):
+            raise ValueError("it has coefficients or factors of layers without the other")
+        return self
 
 
 def group_of(name: str) -> str | None:

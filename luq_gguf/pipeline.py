@@ -221,7 +221,7 @@ def _convert(
         evidence = gather_evidence(ground, trials)
 
         def choose(limit: SpeedRule | None) -> Choice:
-            drop = (lambda plan: trials.quality(plan).drop) if trials else None
+            drop = (lambda plan: trials.of(_maker_of(ground, plan)).quality(plan).drop) if trials else None
             scores = ground.analysis.scores
             return choose_plan(settings, scores, ground.lay_out, limit, evidence=evidence, drop=drop)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from luq_gguf import pipeline
 from luq_gguf.artifacts import Plan, read_record
 from luq_gguf.audit import audit_folder
-from luq_gguf.errors import BudgetError, RequestError
+from luq_gguf.errors import ArtifactError, BudgetError, RequestError
 from luq_gguf.evaluate import Quality
 from luq_gguf.evidence import EVIDENCE, Evidence
 from luq_gguf.job import QUALITY, Settings
@@ -138,6 +139,29 @@ def test_what_is_measured_cannot_be_planned_without_measuring(mixed: Conversion,
         pipeline.plan_from_analysis(entropy, replace(SETTINGS, max_drop=0.1))
     plan, _ = pipeline.plan_from_analysis(mixture, replace(SETTINGS, order="mix", max_size=mixed.plan.size_bytes))
     assert plan == mixed.plan
+
+
+def test_evidence_of_another_model_is_refused(mixed: Conversion, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(mixed.model.parent, tmp_path / "copy"))
+    evidence = read_record(folder / EVIDENCE, Evidence)
+    asked = replace(SETTINGS, order="mix", max_size=mixed.plan.size_bytes)
+    for changes in ({"checkpoint": "another"}, {"factors": (1.0,)}):
+        (folder / EVIDENCE).write_text(evidence.model_copy(update=changes).model_dump_json())
+        with pytest.raises(ArtifactError, match=r"is of another model than scores\.json; convert the model again"):
+            pipeline.plan_from_analysis(folder, asked)
+    (folder / EVIDENCE).write_text(evidence.model_copy(update={"coefficients": {"offset": 1.0}}).model_dump_json())
+    with pytest.raises(ArtifactError, match="its coefficients are of other groups"):
+        pipeline.plan_from_analysis(folder, asked)
+
+
+def test_a_drop_is_that_of_the_refined_file(pico_checkpoint: Path, folder: Path) -> None:
+    """With --sequential what the search measures is what is written."""
+    result = made(pico_checkpoint, folder, "refined", max_drop=0.5, sequential=True)
+    assert result.quality is not None
+    assert result.quality.drop <= 0.5
+    assert "judge" in result.seconds
+    judged = [read_record(path, Quality) for path in (folder / "work" / "judged").glob("*.json")]
+    assert result.quality in judged
 
 
 def test_a_drop_is_kept_by_the_file_that_was_measured(pico_checkpoint: Path, folder: Path) -> None:

@@ -21,7 +21,7 @@ from luq_gguf.chat import ChatRenderer
 from luq_gguf.checkpoint import Checkpoint, read_config
 from luq_gguf.errors import CalibrationError
 from luq_gguf.evaluate import FIGURES, Quality
-from luq_gguf.evidence import Evidence
+from luq_gguf.evidence import GROUPS, OFFSET, Evidence
 from luq_gguf.export import export_text, export_vision, text_layout, write_header_only
 from luq_gguf.families import find_family
 from luq_gguf.frontier import better_preset
@@ -255,7 +255,8 @@ def prepare_records(folder: Path) -> None:
     quality = {"format": "luq-gguf quality 1", "reference": "r", "groups": {"all": group}}
     evidence = {
         "format": "luq-gguf evidence 1", "checkpoint": "a" * 64, "low_type": "IQ1_M", "damage_order": [0],
-        "errors": {"blk.0.attn_q.weight": {"Q2_K": 0.1}}, "coefficients": {"attention": 1.0}, "factors": [1.0],
+        "errors": {"blk.0.attn_q.weight": {"Q2_K": 0.1}},
+        "coefficients": dict.fromkeys((*GROUPS, OFFSET), 1.0), "factors": [1.0],
         "probes": 3, "fit_error": 0.2,
     }  # fmt: skip
     point = {
