@@ -194,8 +194,7 @@ class _Chooser:
         if self.evidence is None or not self.evidence.coefficients:
             raise RequestError("a mixture needs measured damages", hint="give --order mix to `luq-gguf convert`")
         settings = self.settings
-        kinds = [kind for kind in MIX_TYPES if kind in _measured_types(self.evidence)]
-        layouts = {kind: self.lay_out(replace(settings, low_type=kind)) for kind in kinds}
+        layouts = {kind: self.lay_out(replace(settings, low_type=kind)) for kind in MIX_TYPES}
         mixer = Mixer(layouts, self.scores, self.evidence)
         if settings.max_drop is None and settings.min_tps is None:
             plan = mixer.plan(settings.max_size or self._bytes_by_entropy())
@@ -210,10 +209,6 @@ class _Chooser:
         kind = DEFAULT_LOW if self.settings.low_type.lower() == AUTO else self.settings.low_type
         plain = replace(self.settings, order="entropy", low_type=kind, min_tps=None, max_drop=None)
         return replace(self, settings=plain, evidence=None).choose().plan.size_bytes
-
-
-def _measured_types(evidence: Evidence) -> set[str]:
-    return {kind for kinds in evidence.errors.values() for kind in kinds}
 
 
 def plan_again(folder: Path, settings: Settings, rule: SpeedRule | None = None) -> Choice:

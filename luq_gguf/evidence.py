@@ -21,8 +21,11 @@ from luq_gguf.plan import layer_of, mean_changes
 from luq_gguf.type_names import UNQUANTIZED, bits_of
 
 EVIDENCE = "evidence.json"
-GROUPS = {"query_key": ATTENTION, "value_output": ATTENTION, "gate_up": FFN, "down": FFN}
+BLOCKS = {"query_key": ATTENTION, "value_output": ATTENTION, "gate_up": FFN, "down": FFN}
 """Groups of a layer's weights that get one type together, and the block that each belongs to."""
+TABLES = {"embedding": "token_embd.weight", "output": "output.weight"}
+"""Groups outside the layers, of one weight each: all that flows comes from it or goes through it."""
+GROUPS = (*BLOCKS, *TABLES)
 PATTERNS = {
     "query_key": r"attn_(q|k)", "value_output": r"attn_(v|qkv|output)", "gate_up": r"ffn_(gate|up)",
     "down": r"ffn_down",
@@ -72,17 +75,22 @@ class Evidence(Record):
 
 
 def group_of(name: str) -> str | None:
-    """The group of a layer's weight, None for a norm, a bias, or what lies outside the layers."""
-    if layer_of(name) is None or not name.endswith(".weight"):
-        return None
+    """The group of a weight, None for a norm or a bias."""
+    if layer_of(name) is None:
+        return next((group for group, table in TABLES.items() if name == table), None)
     return next((group for group, pattern in PATTERNS.items() if re.search(rf"\.{pattern}\.weight$", name)), None)
 
 
 def error_of(errors: Mapping[str, Mapping[str, float]], name: str, kind: str) -> float:
-    """The relative squared error of a weight in a type; fine types have none, and what was not measured neither."""
+    """The relative squared error of a weight in a type, 0 of a fine one; raises RequestError where it is not known."""
     if kind in UNQUANTIZED or bits_of(kind) >= FINE_BITS:
         return 0.0
-    return errors.get(name, {}).get(kind, 0.0)
+    try:
+        return errors[name][kind]
+    except KeyError:
+        raise RequestError(
+            f"what {name} loses as {kind} was not measured", hint="convert the model again with --order mix"
+        ) from None
 
 
 def block_shares(scores: LayerScores) -> dict[str, tuple[float, ...]]:
@@ -101,14 +109,15 @@ def block_shares(scores: LayerScores) -> dict[str, tuple[float, ...]]:
 
 def disturbances(
     types: Mapping[str, str], errors: Mapping[str, Mapping[str, float]], shares: Mapping[str, Sequence[float]]
-) -> dict[tuple[str, int], float]:
+) -> dict[tuple[str, int | None], float]:
     """By group and layer how much a file's types disturb what flows through, before coefficients."""
-    found: dict[tuple[str, int], float] = {}
+    found: dict[tuple[str, int | None], float] = {}
     for name, kind in types.items():
         group, layer = group_of(name), layer_of(name)
-        if group is not None and layer is not None:
+        if group is not None:
+            share = 1.0 if layer is None else shares[BLOCKS[group]][layer]
             key = group, layer
-            found[key] = found.get(key, 0.0) + shares[GROUPS[group]][layer] * error_of(errors, name, kind)
+            found[key] = found.get(key, 0.0) + share * error_of(errors, name, kind)
     return found
 
 
@@ -118,7 +127,7 @@ def fit_coefficients(
     """Coefficients, none below 0, that leave the least relative squared error in the probes' divergences."""
     from scipy.optimize import nnls
 
-    names = [*GROUPS, OFFSET]
+    names = (*GROUPS, OFFSET)
     rows = []
     for probe in probes:
         sums = dict.fromkeys(GROUPS, 0.0)
@@ -133,9 +142,14 @@ def fit_coefficients(
 def predict_divergence(evidence: Evidence, shares: Mapping[str, Sequence[float]], types: Mapping[str, str]) -> float:
     """The divergence of a file with these types, in nats a token."""
     return evidence.coefficients[OFFSET] + sum(
-        evidence.coefficients[group] * evidence.factors[layer] * value
+        factor_of(evidence, group, layer) * value
         for (group, layer), value in disturbances(types, evidence.errors, shares).items()
     )
+
+
+def factor_of(evidence: Evidence, group: str, layer: int | None) -> float:
+    """Nats a token for a unit of disturbance by a group of a layer, or outside the layers."""
+    return evidence.coefficients[group] * (1.0 if layer is None else evidence.factors[layer])
 
 
 def type_factor(

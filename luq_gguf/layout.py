@@ -202,7 +202,7 @@ def layout_of_config(folder: Path, settings: Settings, dataset: str) -> tuple[Fa
 def part_names(plan: Plan) -> list[list[str]]:
     """The tensors of a plan by part: one for all outside the layers, then one a layer.
 
-    The layers of a mixed plan come in groups of tensors that share a type, so that other mixtures find them.
+    A mixed plan's come in groups of tensors that share a type, so that other mixtures find them.
     """
     parts: dict[tuple[int | None, str | None], list[str]] = {(None, None): []}
     for name in plan.types:

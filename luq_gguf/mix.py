@@ -1,14 +1,20 @@
 """Chooses one of several types for every group of tensors: the least predicted damage within a budget of bytes.
 
-Pure: a multiple-choice knapsack, solved by its Lagrangian relaxation (the steps of every group's convex hull, those
-that save most damage a byte first) and filled up afterwards. The relaxation bounds how far off the optimum that can be.
+Pure: a multiple-choice knapsack, solved by dynamic programming over the bytes beyond the smallest file. Exact where
+their common divisor leaves few enough steps; otherwise they are rounded up to steps for the choice, not for the budget.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+MOST_STEPS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -22,77 +28,75 @@ class Option:
 
 @dataclass(frozen=True)
 class Mixed:
-    """The option of every group by its place, their bytes and damage, and what no choice in the budget falls below."""
+    """The option of every group by its place, their bytes and damage."""
 
     choice: tuple[int, ...]
     bytes: int
     damage: float
-    bound: float
 
 
-def mix_options(groups: Sequence[Sequence[Option]], budget: int) -> Mixed | None:
-    """The options with the least damage that have at most `budget` bytes; None where even the smallest have more."""
-    hulls = [_hull(options) for options in groups]
-    choice = [hull[0] for hull in hulls]
-    room = budget - sum(group[place].bytes for group, place in zip(groups, choice, strict=True))
-    if room < 0:
-        return None
-    bound = _take_steps(groups, hulls, choice, room)
-    _fill_up(groups, choice, budget)
-    chosen = [group[place] for group, place in zip(groups, choice, strict=True)]
-    damage = sum(option.damage for option in chosen)
-    return Mixed(tuple(choice), sum(option.bytes for option in chosen), damage, min(bound, damage))
+@dataclass(frozen=True)
+class Knapsack:
+    """Groups of which each gets one of its options; what is worked out once answers for every budget."""
 
+    groups: Sequence[Sequence[Option]]
 
-def _hull(options: Sequence[Option]) -> list[int]:
-    """The places of the options on the lower convex hull of damage over bytes, from the fewest bytes on."""
-    ordered = sorted(range(len(options)), key=lambda place: (options[place].bytes, options[place].damage))
-    hull: list[int] = []
-    for place in ordered:
-        if hull and options[place].damage >= options[hull[-1]].damage:
-            continue
-        while len(hull) > 1 and _rate(options, hull[-2], hull[-1]) <= _rate(options, hull[-1], place):
-            hull.pop()
-        hull.append(place)
-    return hull
+    @cached_property
+    def smallest(self) -> int:
+        """Bytes with the smallest option of every group."""
+        return sum(min(option.bytes for option in group) for group in self.groups)
 
+    def fill(self, budget: int) -> Mixed | None:
+        """The options of least damage that have at most `budget` bytes; None where even the smallest have more."""
+        if budget < self.smallest:
+            return None
+        last = self._choices.shape[1] - 1
+        # Rounded up, a choice may fill a step more a group than its bytes do.
+        for steps in range(min(last, (budget - self.smallest) // self._step + len(self.groups)), -1, -1):
+            mixed = self._chosen(steps)
+            if mixed.bytes <= budget:
+                return mixed
+        raise AssertionError("the smallest options fit")
 
-def _rate(options: Sequence[Option], left: int, right: int) -> float:
-    """Damage that a step saves a byte."""
-    return (options[left].damage - options[right].damage) / (options[right].bytes - options[left].bytes)
+    @cached_property
+    def _extra(self) -> list[list[int]]:
+        """Bytes of every option beyond the smallest of its group."""
+        least = [min(option.bytes for option in group) for group in self.groups]
+        return [[option.bytes - size for option in group] for group, size in zip(self.groups, least, strict=True)]
 
+    @cached_property
+    def _step(self) -> int:
+        """Bytes of a step of the budget."""
+        room = sum(map(max, self._extra))
+        return max(math.gcd(*(size for sizes in self._extra for size in sizes)), -(-room // MOST_STEPS), 1)
 
-def _take_steps(groups: Sequence[Sequence[Option]], hulls: Sequence[list[int]], choice: list[int], room: int) -> float:
-    """Take the steps that save most damage a byte, those that do not fit left out; gives the relaxation's damage."""
-    steps = [
-        (_rate(groups[number], left, right), number, left, right)
-        for number, hull in enumerate(hulls)
-        for left, right in pairwise(hull)
-    ]
-    damage = sum(group[place].damage for group, place in zip(groups, choice, strict=True))
-    bound: float | None = None
-    for rate, number, left, right in sorted(steps, key=lambda step: (-step[0], step[1])):
-        size = groups[number][right].bytes - groups[number][left].bytes
-        if size > room and bound is None:
-            bound = damage - rate * room
-        if size <= room and choice[number] == left:
-            choice[number], room = right, room - size
-            damage -= rate * size
-    return damage if bound is None else bound
+    @cached_property
+    def _weights(self) -> list[list[int]]:
+        """Steps that every option takes."""
+        return [[-(-size // self._step) for size in sizes] for sizes in self._extra]
 
+    @cached_property
+    def _choices(self) -> NDArray[np.uint8]:
+        """For each group (rows) the place of its best option where it and the groups before it have so many steps."""
+        steps = sum(map(max, self._weights))
+        damage = np.zeros(steps + 1)
+        choices = np.zeros((len(self.groups), steps + 1), np.uint8)
+        for number, (group, weights) in enumerate(zip(self.groups, self._weights, strict=True)):
+            found = np.full(steps + 1, np.inf)
+            for place in sorted(range(len(group)), key=lambda place: weights[place]):
+                with_it = damage[: steps + 1 - weights[place]] + group[place].damage
+                better = with_it < found[weights[place] :]
+                found[weights[place] :][better] = with_it[better]
+                choices[number, weights[place] :][better] = place
+            damage = found
+        return choices
 
-def _fill_up(groups: Sequence[Sequence[Option]], choice: list[int], budget: int) -> None:
-    """Change single groups for the better while something fits, options beside the hull too."""
-    room = budget - sum(group[place].bytes for group, place in zip(groups, choice, strict=True))
-    while True:
-        found = [
-            (option.damage - group[choice[number]].damage, number, place)
-            for number, group in enumerate(groups)
-            for place, option in enumerate(group)
-            if option.bytes - group[choice[number]].bytes <= room
-        ]
-        gain, number, place = min(found, default=(0.0, 0, 0))
-        if gain >= 0:
-            return
-        room -= groups[number][place].bytes - groups[number][choice[number]].bytes
-        choice[number] = place
+    def _chosen(self, steps: int) -> Mixed:
+        """What was found best for so many steps."""
+        choice = []
+        for number in reversed(range(len(self.groups))):
+            choice.append(int(self._choices[number, steps]))
+            steps -= self._weights[number][choice[-1]]
+        choice.reverse()
+        options = [group[place] for group, place in zip(self.groups, choice, strict=True)]
+        return Mixed(tuple(choice), sum(option.bytes for option in options), sum(option.damage for option in options))

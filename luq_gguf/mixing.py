@@ -13,13 +13,15 @@ from gguf import GGMLQuantizationType
 
 from luq_gguf.artifacts import LayerScores, Plan
 from luq_gguf.errors import BudgetError
-from luq_gguf.evidence import Evidence, block_shares, disturbances, group_of
+from luq_gguf.evidence import TABLES, Evidence, block_shares, disturbances, factor_of, group_of
 from luq_gguf.layout import Layout
-from luq_gguf.mix import Option, mix_options
+from luq_gguf.mix import Knapsack, Option
 from luq_gguf.plan import TensorSpec
 
 MIX_TYPES = ("IQ1_M", "IQ2_XXS", "IQ2_S", "Q2_K", "IQ3_XXS", "Q3_K", "IQ4_XS", "Q5_K", "Q6_K")
 """What groups may get beside what the high type gives them."""
+TABLE_TYPES = ("Q2_K", "Q3_K", "IQ4_XS", "Q5_K", "Q6_K")
+"""The same for weights outside the layers, of which no importance is known."""
 HIGH = "high"
 SIZES = 12
 """So many sizes are tried where a plan is chosen by something else than its bytes."""
@@ -40,17 +42,16 @@ class Mixer:
 
     def plan(self, most_bytes: int) -> Plan:
         """The plan with the least predicted damage of at most so many bytes; raises BudgetError where there is none."""
-        groups, fixed = self._groups, self._fixed_bytes
-        mixed = mix_options([group.options for group in groups], most_bytes - fixed)
+        mixed = self._knapsack.fill(most_bytes - self._fixed_bytes)
         if mixed is None:
-            smallest = fixed + sum(min(option.bytes for option in group.options) for group in groups)
+            smallest = self._fixed_bytes + self._knapsack.smallest
             raise BudgetError(
                 f"no mixture has at most {most_bytes:,} bytes",
                 nearest_bytes=smallest,
                 hint=f"the smallest has {smallest:,} bytes",
             )
         types: dict[str, GGMLQuantizationType] = {}
-        for group, place in zip(groups, mixed.choice, strict=True):
+        for group, place in zip(self._groups, mixed.choice, strict=True):
             types |= group.types[place]
         return self.layout.mixed_plan(self.scores.layers, types)
 
@@ -69,20 +70,25 @@ class Mixer:
         return self.layout.header_bytes + sum(fixed)
 
     @cached_property
+    def _knapsack(self) -> Knapsack:
+        return Knapsack([group.options for group in self._groups])
+
+    @cached_property
     def _groups(self) -> list[_Group]:
         shares = block_shares(self.scores)
-        places: dict[tuple[int, str], list[TensorSpec]] = {}
+        places: dict[tuple[int | None, str], list[TensorSpec]] = {}
         for spec in self.layout.specs:
             if (place := _place(spec)) is not None:
                 places.setdefault(place, []).append(spec)
         lows = {kind: {spec.name: spec.low for spec in layout.specs} for kind, layout in self.layouts.items()}
         found = []
         for (layer, name), specs in places.items():
-            factor = self.evidence.coefficients[name] * self.evidence.factors[layer]
+            factor = factor_of(self.evidence, name, layer)
+            kinds = [kind for kind in lows if name not in TABLES or kind in TABLE_TYPES]
             types = [{spec.name: spec.high for spec in specs}]
-            types += [{spec.name: low[spec.name] for spec in specs} for low in lows.values()]
+            types += [{spec.name: lows[kind][spec.name] for spec in specs} for kind in kinds]
             options = []
-            for kind, each in zip((HIGH, *lows), types, strict=True):
+            for kind, each in zip((HIGH, *kinds), types, strict=True):
                 named = {tensor: found_type.name for tensor, found_type in each.items()}
                 damage = factor * sum(disturbances(named, self.evidence.errors, shares).values())
                 options.append(Option(kind, sum(spec.bytes_as(each[spec.name]) for spec in specs), damage))
@@ -98,7 +104,7 @@ class _Group:
     options: list[Option]
 
 
-def _place(spec: TensorSpec) -> tuple[int, str] | None:
-    """The layer and group of a tensor that a mixture gives a type."""
-    group, layer = group_of(spec.name), spec.layer
-    return None if group is None or layer is None or not spec.quantizable else (layer, group)
+def _place(spec: TensorSpec) -> tuple[int | None, str] | None:
+    """The layer, if any, and group of a tensor that a mixture gives a type."""
+    group = group_of(spec.name)
+    return None if group is None or not spec.quantizable else (spec.layer, group)

@@ -38,9 +38,12 @@ from luq_gguf.mixing import HIGH, MIX_TYPES
 from luq_gguf.plan import DAMAGE, MEASURED, Budget, change_scores, choose_order, entropy_means
 from luq_gguf.speed_budget import AUTO
 from luq_gguf.trials import Trials
+from luq_gguf.type_names import UNQUANTIZED
 
 ROWS = 16
 """Of every weight so many rows tell its error."""
+TABLE_ROWS = 256
+"""The same of embeddings and the output matrix, whose rows, one a token, differ more."""
 SAMPLES = 12
 PROBE_TYPE = "Q2_K"
 """Quick to quantize to, and its errors are noise: what coefficients are fitted to."""
@@ -121,7 +124,7 @@ class _Probing:
             self.job.progress("measure files", done, len(wanted))
             probes[name] = Probe(types=plan.types, divergence=self.trials.quality(plan).all.divergence)
         self.job.progress("measure files", len(wanted), len(wanted))
-        base, fitted = probes[HIGH], [probes[HIGH], *(probes[group] for group in GROUPS)]
+        base, fitted = probes[HIGH], [probes[HIGH], *(probes[group] for group in GROUPS if group in probes)]
         evidence = Evidence(
             checkpoint=self.job.checkpoint.digest,
             low_type=self.settings.low_type,
@@ -147,7 +150,9 @@ class _Probing:
         type in some layers, and with each disputed layer low."""
         layout = self.ground.lay_out(replace(self.settings, low_type=PROBE_TYPE))
         wanted = {HIGH: layout.mixed_plan(layers, {})}
-        wanted |= {group: layout.mixed_plan(layers, _lowered(layout, group=group)) for group in GROUPS}
+        for group in GROUPS:
+            if lowered := _lowered(layout, group=group):
+                wanted[group] = layout.mixed_plan(layers, lowered)
         some = range(CODEBOOK_STEP // 2, layers, CODEBOOK_STEP) or range(layers)
         for kind in CODEBOOKS:
             coded = self.ground.lay_out(replace(self.settings, low_type=kind))
@@ -158,20 +163,24 @@ class _Probing:
         return wanted
 
     def errors(self) -> dict[str, dict[str, float]]:
-        """The relative error of every layer's weights in every type, from a few rows of each."""
+        """The relative error of every weight that a mixture gives a type, in every type, from a few rows of each."""
         maker, found = self.ground.maker, dict[str, dict[str, float]]()
         specs = self.ground.lay_out(self.settings).specs
-        types = sorted({spec.high.name for spec in specs if group_of(spec.name)} | set(MIX_TYPES))
+        lowered = [self.ground.lay_out(replace(self.settings, low_type=kind)).specs for kind in MIX_TYPES]
+        types = {spec.high.name for spec in specs if group_of(spec.name)}
+        types |= {spec.low.name for each in lowered for spec in each if group_of(spec.name)}
+        kinds = sorted(types - UNQUANTIZED)
         with scratch_folder(self.job.work, "errors") as scratch:
-            for layer in range(self.scores.layers):
-                self.job.progress("weight errors", layer, self.scores.layers)
+            for done, layer in enumerate((None, *range(self.scores.layers))):
+                self.job.progress("weight errors", done, self.scores.layers)
                 source = scratch / "layer.gguf"
-                names = {spec.name for spec in specs if spec.layer == layer}
+                names = {spec.name for spec in specs if spec.layer == layer and group_of(spec.name)}
                 export_text(
                     self.job.checkpoint, self.job.family, source, dtype=self.job.dtype, tokenizer=False,
                     select=names.__contains__,
                 )  # fmt: skip
-                job = {"source": str(source), "types": types, "rows": ROWS, "imatrix": str(maker.imatrix)}
+                rows = ROWS if layer is not None else TABLE_ROWS
+                job = {"source": str(source), "types": kinds, "rows": rows, "imatrix": str(maker.imatrix)}
                 found |= maker.quantizer.run(job, lambda line: None)["errors"]
         self.job.progress("weight errors", self.scores.layers, self.scores.layers)
         return found

@@ -24,7 +24,7 @@ from luq_gguf.artifacts import atomic_path, require_space
 from luq_gguf.errors import ArtifactError, GGUFError, QuantizeError
 from luq_gguf.gguf_file import GGUFFile, GGUFTensor, align, tensor_bytes
 from luq_gguf.importance import ImatrixNote, read_means
-from luq_gguf.plan import TensorSpec, is_weight, layer_of, override_pattern, tensor_order
+from luq_gguf.plan import TensorSpec, is_weight, override_pattern, tensor_order
 from luq_gguf.progress import Progress, silent
 from luq_gguf.quantizer import Quantizer
 from luq_gguf.type_names import UNQUANTIZED, base_file_type, parse_high_type, parse_low_type
@@ -40,7 +40,7 @@ _FALLBACK = re.compile(r"warning: (\S+)\s+- ncols .* -> falling back to\s+(\w+)"
 
 @dataclass(frozen=True)
 class ResolvedTypes:
-    """What llama.cpp gives each tensor: in a file of the high type, and where its layer is low.
+    """What llama.cpp gives each tensor: in a file of the high type, and where it is low.
 
     `high_fallbacks` names the tensors whose rows the high type's choice cannot take, with what they get instead.
     """
@@ -57,7 +57,7 @@ def resolve_types(header: Path, high_type: str, low_type: str, *, quantizer: Qua
     """
     high_file_type, low = parse_high_type(high_type), parse_low_type(low_type)
     tensors = GGUFFile.open(header).tensors
-    lowered = {name: low for name, tensor in tensors.items() if layer_of(name) is not None and _quantizable(tensor)}
+    lowered = {name: low for name, tensor in tensors.items() if _quantizable(tensor)}
     with _borrowed(quantizer) as child:
         high_types, fallbacks = _dry_run(child, header, int(high_file_type), {})
         low_types, _ = _dry_run(child, header, int(base_file_type(high_file_type)), lowered)

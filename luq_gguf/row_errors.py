@@ -26,59 +26,66 @@ def measure_row_errors(
 ) -> dict[str, dict[str, float]]:
     """By weight and type: the importance-weighted squared error of some evenly spaced rows, as a share of their square.
 
-    `source` is a 16-bit GGUF of any weights; a type whose blocks do not fill a weight's rows is left out.
+    `source` is a 16-bit GGUF of any weights; a type whose blocks do not fill a weight's rows is left out, and so is one
+    that cannot do without importance where there is none.
     """
     file = GGUFFile.open(source)
     weights = [tensor for tensor in file.tensors.values() if len(tensor.shape) == 2 and tensor.name.endswith("weight")]
     means = read_means(imatrix, [tensor.name for tensor in weights]) if imatrix else {}
+    requires = _ggml().ggml_quantize_requires_imatrix
     found: dict[str, dict[str, float]] = {}
     for tensor in weights:
         columns, count = tensor.shape
         chosen = np.unique(np.linspace(0, count - 1, min(rows, count)).astype(np.int64))
         stored = np.memmap(source, mode="r", offset=tensor.offset, shape=(tensor.nbytes,), dtype=np.uint8)
         values = gguf.quants.dequantize(stored.reshape(count, -1)[chosen], tensor.type).astype(np.float32)
-        importance = means.get(tensor.name, np.ones(columns, np.float32)).astype(np.float32)
+        mean = means.get(tensor.name)
+        importance = None if mean is None else np.ascontiguousarray(mean, np.float32)
         found[tensor.name] = {
-            kind.name: _error(values, importance, kind) for kind in types if columns % GGML_QUANT_SIZES[kind][0] == 0
+            kind.name: _error(values, importance, kind)
+            for kind in types
+            if columns % GGML_QUANT_SIZES[kind][0] == 0 and (importance is not None or not requires(kind))
         }
     return found
 
 
-def _error(values: NDArray[np.float32], importance: NDArray[np.float32], kind: GGMLQuantizationType) -> float:
+def _error(values: NDArray[np.float32], importance: NDArray[np.float32] | None, kind: GGMLQuantizationType) -> float:
     restored = _quantize(values, importance, kind).astype(np.float64)
-    whole = float((np.square(values, dtype=np.float64) * importance).sum())
-    return float((np.square(restored - values) * importance).sum()) / max(whole, LEAST)
+    weights = 1.0 if importance is None else importance
+    whole = float((np.square(values, dtype=np.float64) * weights).sum())
+    return float((np.square(restored - values) * weights).sum()) / max(whole, LEAST)
 
 
 def _quantize(
-    values: NDArray[np.float32], importance: NDArray[np.float32], kind: GGMLQuantizationType
+    values: NDArray[np.float32], importance: NDArray[np.float32] | None, kind: GGMLQuantizationType
 ) -> NDArray[np.float32]:
     """Rows as they are after quantizing them."""
-    values, importance = np.ascontiguousarray(values), np.ascontiguousarray(importance)
+    values = np.ascontiguousarray(values)
     rows, columns = values.shape
     block, size = GGML_QUANT_SIZES[kind]
     stored = np.zeros((rows, columns // block * size), np.uint8)
-    call = _quantize_chunk()
+    call = _ggml().ggml_quantize_chunk
     call(kind, _pointer(values), stored.ctypes.data_as(ctypes.c_void_p), 0, rows, columns, _pointer(importance))
     restored: NDArray[np.float32] = gguf.quants.dequantize(stored, kind)
     return restored
 
 
-def _pointer(array: NDArray[np.float32]) -> Any:
-    return array.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+def _pointer(array: NDArray[np.float32] | None) -> Any:
+    return None if array is None else array.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
 
 
-def _quantize_chunk() -> Any:
-    """`ggml_quantize_chunk` of the library that llama_cpp has loaded (ggml.h)."""
+def _ggml() -> Any:
+    """The library that llama_cpp has loaded, with the signatures of two functions (ggml.h)."""
     from llama_cpp._ggml import libggml
 
-    call = libggml.ggml_quantize_chunk
     floats = ctypes.POINTER(ctypes.c_float)
-    call.argtypes = [
+    libggml.ggml_quantize_chunk.argtypes = [
         ctypes.c_int, floats, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, floats,
     ]  # fmt: skip
-    call.restype = ctypes.c_size_t
-    return call
+    libggml.ggml_quantize_chunk.restype = ctypes.c_size_t
+    libggml.ggml_quantize_requires_imatrix.argtypes = [ctypes.c_int]
+    libggml.ggml_quantize_requires_imatrix.restype = ctypes.c_bool
+    return libggml
 
 
 def answer_of(job: Mapping[str, Any]) -> dict[str, dict[str, float]]:

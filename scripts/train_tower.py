@@ -15,6 +15,7 @@ import argparse
 import json
 import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import nn
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import DynamicCache, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from luq_gguf.demo import scenes
 from scripts.make_demo_checkpoint import CHAT_TEMPLATE, GRID, IMAGE_TOKENS, MEAN, STD, learning_rate, patches_of
@@ -75,6 +76,7 @@ class Talk:
         self.encode = lambda text: tokenizer.encode(text, add_special_tokens=False).ids
         named = (*scenes.COLORS, *scenes.KINDS, "nothing")
         self.words = torch.tensor(sorted({self.word(name) for name in named}))
+        self.before = [*self.encode(f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n"), START]
 
     def word(self, name: str) -> int:
         """The first token of a word within a text."""
@@ -94,11 +96,9 @@ class Talk:
 
     def row(self, questions: list[scenes.Question]) -> tuple[list[int], list[float]]:
         """Token ids of a conversation about an image, and how much each counts in the loss: 1 an answer."""
-        ids = self.encode(f"<|im_start|>system\n{SYSTEM}<|im_end|>\n")
-        learn = [0.0] * len(ids)
+        ids, learn = list(self.before), [0.0] * len(self.before)
         for turn, question in enumerate(questions):
-            image = [START, *[IMAGE] * IMAGE_TOKENS, END] if turn == 0 else []
-            asked = [*self.encode("<|im_start|>user\n"), *image]
+            asked = self.encode("<|im_start|>user\n") if turn else [*[IMAGE] * IMAGE_TOKENS, END]
             asked += self.encode(f"{question.text}<|im_end|>\n<|im_start|>assistant\n")
             answer, tail = self.encode(f"{question.answer}<|im_end|>"), self.encode("\n")
             ids += asked + answer + tail
@@ -130,6 +130,9 @@ class Student:
         self.model.model.language_model.to(torch.bfloat16)
         self.tower = self.model.model.visual.requires_grad_(True)
         self.talk = Talk(Tokenizer.from_file(str(text / "tokenizer.json")))
+        self.before = DynamicCache()
+        with torch.no_grad():
+            self.model.model.language_model(torch.tensor([self.talk.before]), past_key_values=self.before)
 
     def see(self, drawn: list[scenes.Scene]) -> torch.Tensor:
         patches = patches_of([np.asarray(scenes.draw_scene(scene)) for scene in drawn])
@@ -149,19 +152,31 @@ class Student:
         apart = (features - table[targets]).square().mean() / known.square().mean()
         return naming + apart, float((scores.argmax(1) == place).float().mean())
 
+    def prefix(self, scenes_drawn: int) -> DynamicCache:
+        """Keys and values of what stands before every image, which no tower changes, for so many rows."""
+        rows: Iterable[tuple[torch.Tensor, torch.Tensor]] = (
+            (layer.keys.expand(scenes_drawn, -1, -1, -1), layer.values.expand(scenes_drawn, -1, -1, -1))
+            for layer in self.before.layers
+        )
+        return DynamicCache(rows)
+
     def answer_loss(self, features: torch.Tensor, drawn: list[scenes.Scene]) -> torch.Tensor:
         """Nats a token of the answers, each answer counting alike."""
         rows = [self.talk.row(scenes.talk_about(scene, turns=TURNS)) for scene in drawn]
+        start = len(self.talk.before)
         length = max(len(ids) for ids, _ in rows)
         ids, learn = torch.zeros((len(rows), length), dtype=torch.long), torch.zeros((len(rows), length))
         positions = torch.zeros((3, len(rows), length), dtype=torch.long)
         for number, (tokens, weights) in enumerate(rows):
             ids[number, : len(tokens)], learn[number, : len(tokens)] = torch.tensor(tokens), torch.tensor(weights)
             positions[:, number, : len(tokens)] = torch.from_numpy(positions_of(tokens))
+        ids, learn, positions = ids[:, start:], learn[:, start:], positions[:, :, start:]
         embedded = self.model.get_input_embeddings()(ids)
         embedded = embedded.masked_scatter((ids == IMAGE).unsqueeze(-1), features.to(embedded.dtype))
         run = self.model.model.language_model
-        hidden = run(inputs_embeds=embedded, position_ids=positions, use_cache=False).last_hidden_state
+        hidden = run(
+            inputs_embeds=embedded, position_ids=positions, past_key_values=self.prefix(len(rows))
+        ).last_hidden_state
         wanted = learn[:, 1:] > 0
         logits = self.model.lm_head(hidden[:, :-1][wanted]).float()
         losses = nn.functional.cross_entropy(logits, ids[:, 1:][wanted], reduction="none")

@@ -33,12 +33,16 @@ SHARES = {"attention": (0.4, 0.1, 0.2, 0.1), "ffn": (0.8, 0.3, 0.1, 0.2)}
 TYPES = ("Q6_K", "Q4_K", "Q2_K", "IQ1_M")
 ERROR = {"Q6_K": 0.0004, "Q4_K": 0.006, "Q2_K": 0.08, "IQ1_M": 0.21}
 WEIGHTS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-ERRORS = {f"blk.{layer}.{name}.weight": ERROR for layer in range(LAYERS) for name in WEIGHTS}
-TRUE = {"query_key": 0.3, "value_output": 0.9, "gate_up": 0.2, "down": 1.5, OFFSET: 0.01}
+TABLES = ("token_embd.weight", "output.weight")
+ERRORS = dict.fromkeys([f"blk.{layer}.{name}.weight" for layer in range(LAYERS) for name in WEIGHTS], ERROR)
+ERRORS |= dict.fromkeys(TABLES, ERROR)
+TRUE = {
+    "query_key": 0.3, "value_output": 0.9, "gate_up": 0.2, "down": 1.5, "embedding": 4.0, "output": 2.0, OFFSET: 0.01,
+}  # fmt: skip
 
 
 def types_of(kind_of) -> dict[str, str]:
-    return {name: kind_of(name) for name in ERRORS} | {"blk.0.attn_norm.weight": "F32", "output.weight": "Q6_K"}
+    return {name: kind_of(name) for name in ERRORS} | {"blk.0.attn_norm.weight": "F32", "output_norm.weight": "F32"}
 
 
 def true_damage(types: dict[str, str]) -> float:
@@ -56,7 +60,8 @@ def test_weights_are_grouped_by_block() -> None:
     assert [group_of(f"blk.3.{name}.weight") for name in names] == [
         "query_key", "value_output", "value_output", "gate_up", "gate_up", "down", None, None,
     ]  # fmt: skip
-    assert group_of("blk.3.attn_q.bias") is group_of("output.weight") is group_of("token_embd.weight") is None
+    assert [group_of(name) for name in TABLES] == ["embedding", "output"]
+    assert group_of("blk.3.attn_q.bias") is group_of("output_norm.weight") is group_of("blk.0.output.weight") is None
 
 
 def test_fine_types_disturb_nothing_and_others_by_share_and_error() -> None:
@@ -65,6 +70,12 @@ def test_fine_types_disturb_nothing_and_others_by_share_and_error() -> None:
     assert found["query_key", 0] == found["value_output", 0] == pytest.approx(2 * 0.4 * 0.08)
     assert found["gate_up", 1] == pytest.approx(2 * 0.3 * 0.08)
     assert found["down", 2] == pytest.approx(0.1 * 0.08)
+    assert found["embedding", None] == found["output", None] == 0.08
+
+
+def test_what_was_not_measured_is_not_taken_for_nothing() -> None:
+    with pytest.raises(RequestError, match=r"what blk\.0\.attn_q\.weight loses as IQ4_NL was not measured"):
+        disturbances({"blk.0.attn_q.weight": "IQ4_NL"}, ERRORS, SHARES)
 
 
 def test_known_coefficients_are_found_again() -> None:
@@ -145,6 +156,17 @@ def test_a_mixture_beats_every_plan_of_one_low_type_at_its_bytes() -> None:
             mixed = made.plan(plan.size_bytes)
             assert mixed.size_bytes <= plan.size_bytes
             assert true_damage(mixed.types) <= true_damage(plan.types) + 1e-12, (kind, count)
+
+
+def test_embeddings_give_their_bytes_where_they_do_less_and_take_no_codebook_type() -> None:
+    found = set()
+    for times in (0.0, 0.05, 1000.0):
+        made = mixer(coefficients=TRUE | {"embedding": times * TRUE["embedding"]})
+        kinds = [made.plan(size).types["token_embd.weight"] for size in made.sizes()]
+        assert set(kinds) <= {"Q6_K", "Q2_K"}
+        found.add(kinds.count("Q2_K"))
+        assert kinds[0] == ("Q2_K" if times == 0 else "Q6_K")
+    assert len(found) == 3
 
 
 def test_more_bytes_never_do_more_damage() -> None:

@@ -45,7 +45,7 @@ def inputs(**changes) -> PlanInputs:
 
 
 def small_specs(layers: int = 4, low: Q = Q.IQ1_M, high: Q = Q.Q4_K) -> list[TensorSpec]:
-    specs = [TensorSpec("token_embd.weight", (256, 64), Q.Q6_K, Q.Q6_K, Q.F16)]
+    specs = [TensorSpec("token_embd.weight", (256, 64), Q.Q6_K, low, Q.F16)]
     for layer in range(layers):
         specs += [TensorSpec(f"blk.{layer}.{name}.weight", (256, 128), high, low, Q.F16) for name in WEIGHTS]
         specs.append(TensorSpec(f"blk.{layer}.attn_norm.weight", (256,), Q.F32, Q.F32, Q.F32))
@@ -94,7 +94,7 @@ def test_types_of_qwen_7b_are_those_of_a_plain_run(header_7b: Path):
             assert resolved.high[f"blk.{layer}.{name}.weight"] == (Q.Q6_K if wide else Q.Q4_K), (layer, name)
             assert resolved.low[f"blk.{layer}.{name}.weight"] == Q.IQ1_M
         assert resolved.low[f"blk.{layer}.attn_q.bias"] == Q.F32
-    assert (resolved.high["output.weight"], resolved.low["output.weight"]) == (Q.Q6_K, Q.Q6_K)
+    assert (resolved.high["output.weight"], resolved.low["output.weight"]) == (Q.Q6_K, Q.IQ1_M)
     assert resolved.high_fallbacks == {}
 
 

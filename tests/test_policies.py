@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from luq_gguf.job import QUALITY, Settings
 from luq_gguf.pipeline import Conversion, convert
 from luq_gguf.probing import SAMPLES
 from luq_gguf.quality import Evaluator
+from tests import pico_text
+from tests.pico_shapes import Decoder
 from tests.program import listing
 
 SETTINGS = Settings(calib="shapes", low_type="IQ1_M", samples=30, threads=1, keep_parts=True)
@@ -196,6 +199,26 @@ def test_without_answers_nothing_is_measured(pico_checkpoint: Path, tmp_path: Pa
     for changes in ({"max_drop": 0.1}, {"order": "mix"}, {"order": "damage"}):
         with pytest.raises(RequestError, match="no sample was held out"):
             convert(str(pico_checkpoint), tmp_path / "out", replace(settings, **changes))
+
+
+def test_rows_that_no_asked_type_fits_are_mixed_of_what_they_get_instead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their errors are measured in llama.cpp's substitutes."""
+    monkeypatch.setattr(pico_text, "QWEN25", Decoder(hidden=192, ffn=288, heads=3, kv_heads=1, qkv_bias=True))
+    narrow = pico_text.build_qwen25(tmp_path / "narrow")
+    sizes = {"hidden_size": 192, "intermediate_size": 288, "num_attention_heads": 3, "num_key_value_heads": 1}
+    config = json.loads((narrow / "config.json").read_text())
+    (narrow / "config.json").write_text(json.dumps(config | sizes))
+    result = made(narrow, tmp_path, "out", low_layers=2, order="mix")
+    weights = {
+        name: kind for name, kind in result.plan.types.items() if len(name.split(".")) == 4 and "norm" not in name
+    }
+    kinds = {kind for name, kind in weights.items() if name.endswith("weight")}
+    assert kinds <= {"IQ4_NL", "Q4_0", "Q5_0", "Q5_1", "Q8_0"}
+    evidence = read_record(result.model.parent / EVIDENCE, Evidence)
+    assert {kind for known in evidence.errors.values() for kind in known} >= kinds - {"Q8_0"}
+    assert audit_folder(result.model.parent) == []
 
 
 def test_the_plan_record_of_a_mixture_is_read_again(mixed: Conversion) -> None:

@@ -68,9 +68,24 @@ def test_without_importance_all_channels_count_alike(files: tuple[Path, Path]) -
     assert plain != weighted
 
 
+def test_without_importance_errors_are_those_of_a_file_made_without(files: tuple[Path, Path], tmp_path: Path) -> None:
+    """And a type that llama.cpp makes with importance only is left out, not aborted on."""
+    source, _ = files
+    before = values_of(source)
+    with Quantizer() as quantizer:
+        found = errors_in(quantizer, source, "", 10_000)
+        for kind in (Q.Q4_K, Q.Q2_K):
+            quantize_gguf(source, tmp_path / "q.gguf", dict.fromkeys(WEIGHTS, kind), None, quantizer=quantizer)
+            after = values_of(tmp_path / "q.gguf")
+            for name in WEIGHTS:
+                wanted = ((after[name] - before[name]) ** 2).sum() / (before[name] ** 2).sum()
+                assert found[name][kind.name] == pytest.approx(wanted, rel=1e-5), (name, kind)
+    assert all("IQ2_XXS" not in kinds for kinds in found.values())
+
+
 def test_types_whose_blocks_do_not_fill_a_row_are_left_out(tmp_path: Path) -> None:
     source = write_text_gguf(tmp_path / "16.gguf", Shape(layers=1, hidden=128, ffn=256), select=WEIGHTS.__contains__)
     with Quantizer() as quantizer:
         found = errors_in(quantizer, source, "", 4)
     assert found["blk.0.attn_q.weight"] == {}
-    assert set(found["blk.0.ffn_down.weight"]) == {kind.name for kind in KINDS}
+    assert set(found["blk.0.ffn_down.weight"]) == {"Q4_K", "Q2_K", "IQ1_M"}
