@@ -14,7 +14,7 @@ from luq_gguf.artifacts import Plan, read_record
 from luq_gguf.audit import audit_folder
 from luq_gguf.errors import ArtifactError, BudgetError, RequestError
 from luq_gguf.evaluate import Quality
-from luq_gguf.evidence import EVIDENCE, Evidence
+from luq_gguf.evidence import EVIDENCE, Evidence, group_of
 from luq_gguf.job import QUALITY, Settings
 from luq_gguf.pipeline import Conversion, convert
 from luq_gguf.probing import SAMPLES
@@ -211,10 +211,7 @@ def test_rows_that_no_asked_type_fits_are_mixed_of_what_they_get_instead(
     config = json.loads((narrow / "config.json").read_text())
     (narrow / "config.json").write_text(json.dumps(config | sizes))
     result = made(narrow, tmp_path, "out", low_layers=2, order="mix")
-    weights = {
-        name: kind for name, kind in result.plan.types.items() if len(name.split(".")) == 4 and "norm" not in name
-    }
-    kinds = {kind for name, kind in weights.items() if name.endswith("weight")}
+    kinds = {kind for name, kind in result.plan.types.items() if group_of(name)}
     assert kinds <= {"IQ4_NL", "Q4_0", "Q5_0", "Q5_1", "Q8_0"}
     evidence = read_record(result.model.parent / EVIDENCE, Evidence)
     assert {kind for known in evidence.errors.values() for kind in known} >= kinds - {"Q8_0"}
