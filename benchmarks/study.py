@@ -12,14 +12,18 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
+from luq_gguf import activations
 from luq_gguf.analysis import read_calibration
 from luq_gguf.artifacts import Plan
 from luq_gguf.choice import choose_plan
@@ -40,7 +44,9 @@ SINGLE_TYPES = ("IQ1_M", "Q2_K")
 ORDERS = ("entropy", "entropy-input", "reverse", "depth", "cosine", "change")
 SEEDS = 5
 ALPHAS = (0.0, 0.1, 0.25, 0.5, 1.0)
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 Row = dict[str, Any]
+Vectors = NDArray[np.float32]
 
 
 class Study:
@@ -129,6 +135,32 @@ class Study:
         assert evidence is not None
         return evidence.damage_order
 
+    def shares(self) -> Iterator[Row]:
+        """Orders by the entropy of vectors of which a share comes from samples with images, and what they give."""
+        if "output_multimodal" not in self.scores.entropy:
+            return
+        job = self.ground.maker.job
+
+        def blended(vectors: Mapping[str, Vectors]) -> dict[str, Vectors]:
+            images, texts = vectors["multimodal"], vectors["text"]
+            count = min(len(images), len(texts))
+            kept = {share: round(share * count) for share in SHARES}
+            return {f"{share:g}": np.concatenate([images[:n], texts[: count - n]]) for share, n in kept.items()}
+
+        measure = activations._Pass._measure
+        with patch.object(
+            activations._Pass, "_measure", lambda each, site, vectors: measure(each, site, blended(vectors))
+        ):
+            scores = activations.analyze(
+                job.checkpoint, job.family, self.ground.calibration, progress=job.progress
+            ).scores
+        count = round(3 / 7 * self.layers)
+        for share in SHARES:
+            rows = scores.entropy[f"output_{share:g}"]
+            order = choose_order(scores.model_copy(update={"entropy": {"output_text": rows}}), "entropy", self.layers)
+            entropies = [row.mean for row in rows]
+            yield self.row(self.plan(order, count), share=share, entropies=entropies, order=order[:count])
+
     def _asking_for(self, order: str) -> Groundwork:
         maker = self.ground.maker
         job = replace(maker.job, settings=replace(maker.job.settings, order=order))
@@ -173,7 +205,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--parts", default="presets,singles,orders,low_types,mixtures,sequential,damage,alphas")
+    parser.add_argument("--parts", default="presets,singles,orders,low_types,mixtures,sequential,damage,alphas,shares")
     options = parser.parse_args()
     found: dict[str, Any] = json.loads(options.json.read_text()) if options.json.is_file() else {}
     found |= {"versions": versions(), "cpu": cpu_name(), "model": Path(options.model).name}
@@ -185,7 +217,7 @@ def main() -> None:
 
         with opened(options, 0.5, progress) as study:
             keep("scores", json.loads(study.scores.model_dump_json()))
-            for name in ("presets", "orders", "low_types", "mixtures", "sequential", "singles"):
+            for name in ("presets", "orders", "low_types", "mixtures", "sequential", "singles", "shares"):
                 if name in options.parts:
                     keep(name, list(getattr(study, name)()))
             if "singles" in options.parts:
