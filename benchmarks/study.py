@@ -15,6 +15,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -62,6 +63,10 @@ class Study:
         quality = (trials or self.trials).quality(plan)
         found = {name: group.model_dump() for name, group in quality.groups.items()}
         return {**names, "low_layers": len(plan.low_layers), "bytes": plan.size_bytes, "quality": found}
+
+    def weights(self) -> int:
+        """How many weights the text model has."""
+        return sum(prod(spec.shape) for spec in self.ground.lay_out(self.settings).specs)
 
     def plan(self, order: Sequence[int], count: int, **changes: Any) -> Plan:
         layout = self.ground.lay_out(replace(self.settings, **changes))
@@ -205,6 +210,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument(
+        "--padded", action="store_true", help="many weights are zeros: bits a weight would tell nothing"
+    )
     parser.add_argument("--parts", default="presets,singles,orders,low_types,mixtures,sequential,damage,alphas,shares")
     options = parser.parse_args()
     found: dict[str, Any] = json.loads(options.json.read_text()) if options.json.is_file() else {}
@@ -217,6 +225,8 @@ def main() -> None:
 
         with opened(options, 0.5, progress) as study:
             keep("scores", json.loads(study.scores.model_dump_json()))
+            if not options.padded:
+                keep("weights", study.weights())
             for name in ("presets", "orders", "low_types", "mixtures", "sequential", "singles", "shares"):
                 if name in options.parts:
                     keep(name, list(getattr(study, name)()))

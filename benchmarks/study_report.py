@@ -114,6 +114,11 @@ def alpha_table(study: Row) -> str:
     return table(["alpha", "low layers", *(f"KL, {name}" for name in head)], rows)
 
 
+def share_table(study: Row) -> str:
+    rows = [[f"{row['share']:g}", ", ".join(map(str, row["order"])), interval(row)] for row in study["shares"]]
+    return table(["image share", "low layers", "KL, nats"], rows)
+
+
 def draw_entropy(study: Row, axis: Any) -> None:
     for key, rows in study["scores"]["entropy"].items():
         if key.startswith("output"):
@@ -154,6 +159,10 @@ def draw_sizes(study: Row, axis: Any) -> None:
     for row in study["presets"]:
         axis.annotate(row["preset"], (row["bytes"] / 2**20, kl(row)), fontsize=6)
     axis.set(xlabel="MiB", ylabel="KL, nats a token", yscale="log")
+    if study.get("weights"):
+        bits = 8 * 2**20 / study["weights"]
+        top = axis.secondary_xaxis("top", functions=(lambda size: size * bits, lambda mean: mean / bits))
+        top.set_xlabel("bits a weight, on average")
 
 
 def draw(study: Row, target: Path) -> None:
@@ -178,7 +187,7 @@ def main() -> None:
     study = json.loads(options.study.read_text())
     for needed, make in (
         ("orders", order_table), ("taus", tau_table), ("low_types", type_table), ("presets", frontier_table),
-        ("sequential", sequential_table), ("alphas", alpha_table),
+        ("sequential", sequential_table), ("alphas", alpha_table), ("shares", share_table),
     ):  # fmt: skip
         if needed in study:
             print(f"{make(study)}\n")

@@ -1,19 +1,16 @@
 """Teach a text model that stays as it is to see: a vision tower for SmolLM2, on drawn scenes.
 
-    .venv/bin/python -m scripts.train_tower train --text SMOLLM2 --work tower-training
-    .venv/bin/python -m scripts.train_tower join --text SMOLLM2 --tower tower-training/state.pt --out Seeing-SmolLM2
+    python -m scripts.train_tower --text SMOLLM2 --work tower-training
 
 SMOLLM2 is the folder that `benchmarks.make_smollm2` writes. First the tower learns to say, at each token of an image,
 the text model's own embedding of a word that describes what is there, for which that model need not run; then to
-make the frozen model answer questions about the scene. A run that was interrupted goes on from its state in `--work`.
-`join` puts tower and text model together as the hub serves Qwen2.5-VL; reserved tokens stand for the image.
+make the frozen model answer questions about the scene. A run that was interrupted goes on from its state in `--work`,
+where `tower.safetensors` lies at the end. `benchmarks.make_seeing_smollm2` joins the two.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,57 +23,28 @@ from tokenizers import Tokenizer
 from torch import nn
 from transformers import DynamicCache, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from benchmarks.make_seeing_smollm2 import SYSTEM, config_of
 from luq_gguf.demo import scenes
-from scripts.make_demo_checkpoint import CHAT_TEMPLATE, GRID, IMAGE_TOKENS, MEAN, STD, learning_rate, patches_of
-from scripts.make_demo_checkpoint import SYSTEM as DEMO_SYSTEM
+from scripts.make_demo_checkpoint import GRID, IMAGE_TOKENS, learning_rate, patches_of
 
-SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
-START, END, IMAGE, VIDEO, PAD = 3, 4, 5, 6, 7
-TOKENS = {
-    START: "<|vision_start|>", END: "<|vision_end|>", IMAGE: "<|image_pad|>", VIDEO: "<|video_pad|>",
-    PAD: "<|vision_pad|>",
-}  # fmt: skip
-"""Reserved tokens of SmolLM2 that take the places of Qwen's."""
-VISION = {
-    "depth": 6, "hidden_act": "silu", "hidden_size": 192, "intermediate_size": 512, "num_heads": 6, "in_chans": 3,
-    "patch_size": 14, "spatial_merge_size": 2, "spatial_patch_size": 14, "window_size": 112,
-    "fullatt_block_indexes": [1, 3, 5], "tokens_per_second": 2, "temporal_patch_size": 2,
-}  # fmt: skip
-KEPT = (
-    "hidden_size", "intermediate_size", "max_position_embeddings", "num_attention_heads", "num_hidden_layers",
-    "num_key_value_heads", "rms_norm_eps", "rope_theta", "vocab_size", "tie_word_embeddings", "bos_token_id",
-    "eos_token_id", "hidden_act", "attention_dropout", "initializer_range", "max_window_layers", "sliding_window",
-    "use_sliding_window",
-)  # fmt: skip
+TOWER = "tower.safetensors"
 HELD_OUT_SEEDS = 1_000_000_000
 WORD_BATCH, TURNS = 32, 3
+SAVED_STEPS = 25
+"""The state is kept after so many."""
 SHARPNESS = 8.0
-
-
-def config_of(text: dict[str, Any]) -> dict[str, Any]:
-    """The flat config of a Qwen2.5-VL with this text model."""
-    return {key: text[key] for key in KEPT} | {
-        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
-        "model_type": "qwen2_5_vl",
-        "torch_dtype": "float16",
-        "vision_start_token_id": START,
-        "vision_end_token_id": END,
-        "image_token_id": IMAGE,
-        "video_token_id": VIDEO,
-        "vision_token_id": PAD,
-        "rope_scaling": {"type": "mrope", "mrope_section": [8, 12, 12]},
-        "vision_config": VISION | {"out_hidden_size": text["hidden_size"]},
-    }
 
 
 class Talk:
     """Scenes as words to be seen and as conversations."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, config: dict[str, Any]) -> None:
         self.encode = lambda text: tokenizer.encode(text, add_special_tokens=False).ids
+        self.image, self.end = config["image_token_id"], config["vision_end_token_id"]
         named = (*scenes.COLORS, *scenes.KINDS, "nothing")
         self.words = torch.tensor(sorted({self.word(name) for name in named}))
-        self.before = [*self.encode(f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n"), START]
+        self.before = self.encode(f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n")
+        self.before.append(config["vision_start_token_id"])
 
     def word(self, name: str) -> int:
         """The first token of a word within a text."""
@@ -98,7 +66,7 @@ class Talk:
         """Token ids of a conversation about an image, and how much each counts in the loss: 1 an answer."""
         ids, learn = list(self.before), [0.0] * len(self.before)
         for turn, question in enumerate(questions):
-            asked = self.encode("<|im_start|>user\n") if turn else [*[IMAGE] * IMAGE_TOKENS, END]
+            asked = self.encode("<|im_start|>user\n") if turn else [*[self.image] * IMAGE_TOKENS, self.end]
             asked += self.encode(f"{question.text}<|im_end|>\n<|im_start|>assistant\n")
             answer, tail = self.encode(f"{question.answer}<|im_end|>"), self.encode("\n")
             ids += asked + answer + tail
@@ -106,9 +74,9 @@ class Talk:
         return ids, learn
 
 
-def positions_of(ids: list[int]) -> np.ndarray:
-    """M-RoPE positions (3, len(ids)) of a conversation with one image."""
-    start, side = ids.index(IMAGE), GRID // 2
+def positions_of(ids: list[int], image: int) -> np.ndarray:
+    """M-RoPE positions (3, len(ids)) of a conversation with one image, whose tokens are `image`."""
+    start, side = ids.index(image), GRID // 2
     grid = np.indices((1, side, side)).reshape(3, -1) + start
     after = np.arange(len(ids) - start - IMAGE_TOKENS) + start + side
     return np.concatenate([np.tile(np.arange(start), (3, 1)), grid, np.tile(after, (3, 1))], axis=1)
@@ -117,8 +85,8 @@ def positions_of(ids: list[int]) -> np.ndarray:
 class Student:
     """The frozen text model with the tower that learns."""
 
-    def __init__(self, text: Path) -> None:
-        config = config_of(json.loads((text / "config.json").read_text()))
+    def __init__(self, text: Path, compute: torch.dtype = torch.bfloat16) -> None:
+        config = config_of(text)
         self.model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**config))
         weights = load_file(text / "model.safetensors")
         state = {name.replace("model.", "model.language_model.", 1): value.float() for name, value in weights.items()}
@@ -127,9 +95,9 @@ class Student:
         assert all("visual" in name or "lm_head" in name for name in missing)
         self.model.tie_weights()
         self.model.requires_grad_(False)
-        self.model.model.language_model.to(torch.bfloat16)
+        self.model.model.language_model.to(compute)
         self.tower = self.model.model.visual.requires_grad_(True)
-        self.talk = Talk(Tokenizer.from_file(str(text / "tokenizer.json")))
+        self.talk = Talk(Tokenizer.from_file(str(text / "tokenizer.json")), config)
         self.before = DynamicCache()
         with torch.no_grad():
             self.model.model.language_model(torch.tensor([self.talk.before]), past_key_values=self.before)
@@ -169,10 +137,10 @@ class Student:
         positions = torch.zeros((3, len(rows), length), dtype=torch.long)
         for number, (tokens, weights) in enumerate(rows):
             ids[number, : len(tokens)], learn[number, : len(tokens)] = torch.tensor(tokens), torch.tensor(weights)
-            positions[:, number, : len(tokens)] = torch.from_numpy(positions_of(tokens))
+            positions[:, number, : len(tokens)] = torch.from_numpy(positions_of(tokens, self.talk.image))
         ids, learn, positions = ids[:, start:], learn[:, start:], positions[:, :, start:]
         embedded = self.model.get_input_embeddings()(ids)
-        embedded = embedded.masked_scatter((ids == IMAGE).unsqueeze(-1), features.to(embedded.dtype))
+        embedded = embedded.masked_scatter((ids == self.talk.image).unsqueeze(-1), features.to(embedded.dtype))
         run = self.model.model.language_model
         hidden = run(
             inputs_embeds=embedded, position_ids=positions, past_key_values=self.prefix(len(rows))
@@ -216,7 +184,7 @@ def train(options: argparse.Namespace) -> None:
         optimizer.step()
         optimizer.zero_grad()
         step += 1
-        if step % 25 == 0:
+        if step % SAVED_STEPS == 0:
             what = "words" if words else "answers"
             print(
                 f"{what} {step} loss {loss.item():.3f} right {right:.3f} {time.monotonic() - started:.0f} s", flush=True
@@ -226,61 +194,18 @@ def train(options: argparse.Namespace) -> None:
                 {"tower": student.tower.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, partial
             )
             partial.replace(state)
-
-
-def join(options: argparse.Namespace) -> None:
-    """Write tower and text model as one checkpoint."""
-    options.out.mkdir(parents=True, exist_ok=True)
-    config = config_of(json.loads((options.text / "config.json").read_text()))
-    tower = torch.load(options.tower, weights_only=True)["tower"]
-    tensors = load_file(options.text / "model.safetensors")
-    tensors |= {f"visual.{name}": value.half().contiguous() for name, value in tower.items()}
-    save_file(tensors, options.out / "model.safetensors", {"format": "pt"})
-    template = CHAT_TEMPLATE.replace(DEMO_SYSTEM, SYSTEM)
-    tokenizer, settings = (
-        json.loads((options.text / name).read_text()) for name in ("tokenizer.json", "tokenizer_config.json")
-    )
-    renamed = {token["content"]: TOKENS[token["id"]] for token in tokenizer["added_tokens"] if token["id"] in TOKENS}
-    for token in tokenizer["added_tokens"]:
-        token["content"] = renamed.get(token["content"], token["content"])
-    vocabulary = tokenizer["model"]["vocab"]
-    tokenizer["model"]["vocab"] = {renamed.get(name, name): number for name, number in vocabulary.items()}
-    for number, token in settings["added_tokens_decoder"].items():
-        token["content"] = TOKENS.get(int(number), token["content"])
-    files = {
-        "config.json": config,
-        "tokenizer.json": tokenizer,
-        "tokenizer_config.json": settings | {"chat_template": template},
-        "chat_template.json": {"chat_template": template},
-        "preprocessor_config.json": {
-            "min_pixels": 3136, "max_pixels": 401408, "patch_size": 14, "temporal_patch_size": 2, "merge_size": 2,
-            "image_mean": MEAN.astype(float).round(8).tolist(), "image_std": STD.astype(float).round(8).tolist(),
-            "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor",
-        },
-    }  # fmt: skip
-    for name, content in files.items():
-        (options.out / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    shutil.copy(options.text / "generation_config.json", options.out)
-    print(f"wrote {options.out}")
+    tower = {name: value.half().contiguous() for name, value in student.tower.state_dict().items()}
+    save_file(tower, options.work / TOWER, {"format": "pt"})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
-    training = commands.add_parser("train")
-    training.add_argument("--text", type=Path, required=True)
-    training.add_argument("--work", type=Path, required=True)
-    training.add_argument("--word-steps", type=int, default=300)
-    training.add_argument("--steps", type=int, default=1200)
-    training.add_argument("--batch", type=int, default=6)
-    training.set_defaults(run=train)
-    joining = commands.add_parser("join")
-    joining.add_argument("--text", type=Path, required=True)
-    joining.add_argument("--tower", type=Path, required=True, help="the state that `train` keeps")
-    joining.add_argument("--out", type=Path, required=True)
-    joining.set_defaults(run=join)
-    options = parser.parse_args()
-    options.run(options)
+    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--word-steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=1600)
+    parser.add_argument("--batch", type=int, default=6)
+    train(parser.parse_args())
 
 
 if __name__ == "__main__":
