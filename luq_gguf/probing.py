@@ -44,13 +44,14 @@ ROWS = 16
 """Of every weight so many rows tell its error."""
 TABLE_ROWS = 256
 """The same of embeddings and the output matrix, whose rows, one a token, differ more."""
-SAMPLES = 12
-PROBE_TYPE = "Q2_K"
-"""Quick to quantize to, and its errors are noise: what coefficients are fitted to."""
-CODEBOOKS = ("IQ1_M", "IQ2_XXS", "IQ2_S", "IQ3_XXS")
-"""Types that get a factor of their own, measured in one layer of CODEBOOK_STEP."""
-CODEBOOK_STEP = 6
-DISPUTED = 6
+SAMPLES, TOKENS = 12, 1500
+"""So many held-out samples at most judge a probe, with so many tokens."""
+PROBE_TYPE = "Q3_K"
+"""Quick to quantize to and to run, and its errors are noise: what coefficients are fitted to."""
+CODEBOOKS = ("IQ1_M", "IQ2_XXS")
+"""Types that get a factor of their own, measured in CODEBOOK_LAYERS."""
+CODEBOOK_LAYERS = 3
+DISPUTED = 4
 """So many layers on which entropy and what layers add disagree most are measured by themselves."""
 IQ1 = "IQ1_M"
 
@@ -68,7 +69,9 @@ def gather_evidence(ground: Groundwork, trials: Trials | None) -> Evidence | Non
         hint = "calibrate with samples that have answers"
         raise RequestError(f"no sample was held out to measure --order {settings.order} on", hint=hint)
     low_type = IQ1 if settings.low_type.lower() == AUTO else settings.low_type.upper()
-    probing = _Probing(ground, trials.brief(SAMPLES), ground.analysis.scores, replace(settings, low_type=low_type))
+    probing = _Probing(
+        ground, trials.brief(SAMPLES, TOKENS), ground.analysis.scores, replace(settings, low_type=low_type)
+    )
     key = key_of(
         probing.trials.key, settings.order, low_type, settings.high_type, MIX_TYPES, CODEBOOKS, [*GROUPS], LIMITS
     )
@@ -153,7 +156,7 @@ class _Probing:
         for group in GROUPS:
             if lowered := _lowered(layout, group=group):
                 wanted[group] = layout.mixed_plan(layers, lowered)
-        some = range(CODEBOOK_STEP // 2, layers, CODEBOOK_STEP) or range(layers)
+        some = sorted({(2 * part + 1) * layers // (2 * CODEBOOK_LAYERS) for part in range(CODEBOOK_LAYERS)})
         for kind in CODEBOOKS:
             coded = self.ground.lay_out(replace(self.settings, low_type=kind))
             wanted[kind] = coded.mixed_plan(layers, _lowered(coded, layers=some))

@@ -5,7 +5,7 @@ Kept with the analysis, so that a quantized file can be judged without a 16-bit 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,10 +54,9 @@ class Reference:
         """The text that ends every answer."""
         return str(self.context.get("turn_end", ""))
 
-    def some(self, count: int) -> Reference:
-        """The part that `count` samples have in it, evenly spaced among all."""
-        chosen = np.unique(np.linspace(0, len(self.samples) - 1, count).round().astype(np.int64))
-        lengths = np.diff(self.starts)
+    def some(self, places: Sequence[int]) -> Reference:
+        """The part that the samples in these places have in it."""
+        chosen, lengths = np.array(places, dtype=np.int64), np.diff(self.starts)
         kept = np.isin(np.repeat(np.arange(len(self.samples)), lengths), chosen)
         return Reference(
             samples=tuple(self.samples[place] for place in chosen),

@@ -5,8 +5,12 @@ A plan costs an assembly and a run, not a quantization.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
+
+import numpy as np
 
 from luq_gguf.artifacts import Plan, read_record, scratch_folder, sha256_of, write_record
 from luq_gguf.evaluate import Quality
@@ -57,16 +61,38 @@ class Trials:
             return self
         return replace(self, maker=maker, key=key_of(self.key, sha256_of(maker.imatrix)))
 
-    def brief(self, samples: int) -> Trials:
-        """The same on some of the samples only, evenly spaced among them."""
+    def brief(self, samples: int, tokens: int) -> Trials:
+        """The same on some of the samples only, those that have most answer for few tokens (see `cheapest`)."""
         reference = self.yardstick.reference
-        if len(reference.samples) <= samples:
-            return self
-        yardstick = replace(self.yardstick, reference=reference.some(samples))
-        return replace(self, yardstick=yardstick, key=key_of(self.key, samples))
+        pictured = {sample.id for sample in self.yardstick.samples if sample.picture}
+        answers = np.diff(reference.starts).tolist()
+        kinds = [sample in pictured for sample in reference.samples]
+        places = cheapest(reference.prompts.tolist(), answers, kinds, samples, tokens)
+        yardstick = replace(self.yardstick, reference=reference.some(places))
+        return replace(self, yardstick=yardstick, key=key_of(self.key, places))
 
     def _kept(self, plan: Plan) -> Path:
         return self.maker.job.work / JUDGED / f"{key_of(self.key, plan.types)}.json"
+
+
+def cheapest(
+    prompts: Sequence[int], answers: Sequence[int], kinds: Sequence[bool], samples: int, tokens: int
+) -> list[int]:
+    """The places of at most so many samples that have few tokens to read for each of their answers' tokens.
+
+    Samples of both kinds in turns, the cheapest of each first, as long as all of them have at most `tokens`; but one of
+    each kind at least.
+    """
+    costs = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+    order = sorted(range(len(costs)), key=lambda place: (-answers[place] / costs[place], place))
+    queues = [[place for place in order if kinds[place] is kind] for kind in (True, False)]
+    turns = [place for pair in zip_longest(*queues) for place in pair if place is not None]
+    chosen: list[int] = []
+    for place in turns:
+        new = all(kinds[place] is not kinds[other] for other in chosen)
+        if new or (len(chosen) < samples and costs[place] + sum(costs[other] for other in chosen) <= tokens):
+            chosen.append(place)
+    return sorted(chosen)
 
 
 def open_trials(maker: Maker, mmproj: Path | None, calibration: CalibrationSet, reference: Path) -> Trials | None:

@@ -1,0 +1,48 @@
+"""Which held-out samples judge a probe: few tokens, both kinds, never none."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from luq_gguf.reference import Reference
+from luq_gguf.trials import cheapest
+
+SAMPLES = st.lists(st.tuples(st.integers(1, 900), st.integers(0, 60), st.booleans()), min_size=1, max_size=20)
+
+
+@given(SAMPLES, st.integers(1, 12), st.integers(0, 3000))
+def test_they_keep_the_limits_and_leave_no_kind_out(rows: list[tuple[int, int, bool]], most: int, tokens: int) -> None:
+    prompts, answers, kinds = (list(column) for column in zip(*rows, strict=True))
+    places = cheapest(prompts, answers, kinds, most, tokens)
+    assert places == sorted(set(places))
+    assert {kinds[place] for place in places} == set(kinds)
+    if len(places) > 2:
+        assert len(places) <= most
+        assert sum(prompts[place] + answers[place] for place in places) <= tokens
+
+
+def test_the_cheapest_of_each_kind_come_in_turns() -> None:
+    prompts, answers = [100, 10, 300, 10, 10], [10, 10, 10, 1, 0]
+    kinds = [True, False, True, False, False]
+    assert cheapest(prompts, answers, kinds, 2, 10_000) == [0, 1]
+    assert cheapest(prompts, answers, kinds, 3, 10_000) == [0, 1, 2]
+    assert cheapest(prompts, answers, kinds, 3, 200) == [0, 1, 3]
+    assert cheapest(prompts, answers, kinds, 5, 10_000) == [0, 1, 2, 3, 4]
+
+
+def test_a_part_of_a_reference_has_the_tokens_of_its_samples() -> None:
+    places, top = 6, np.arange(12, dtype=np.int32).reshape(6, 2)
+    whole = Reference(
+        samples=("a", "b", "c"), starts=np.array([0, 1, 4, 6]), prompts=np.array([7, 8, 9], np.int32),
+        answers=np.arange(places, dtype=np.int32), top=top, log_probabilities=-top.astype(np.float32),
+        rest=np.zeros(places, np.float32), context={"turn_end": "."},
+    )  # fmt: skip
+    part = whole.some([0, 2])
+    assert part.samples == ("a", "c")
+    assert part.starts.tolist() == [0, 1, 3]
+    assert part.prompts.tolist() == [7, 9]
+    assert part.answers.tolist() == [0, 4, 5]
+    assert part.top.tolist() == [[0, 1], [8, 9], [10, 11]]
+    assert part.turn_end == "."
