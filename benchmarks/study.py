@@ -15,7 +15,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from math import prod
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -63,10 +62,6 @@ class Study:
         quality = (trials or self.trials).quality(plan)
         found = {name: group.model_dump() for name, group in quality.groups.items()}
         return {**names, "low_layers": len(plan.low_layers), "bytes": plan.size_bytes, "quality": found}
-
-    def weights(self) -> int:
-        """How many weights the text model has."""
-        return sum(prod(spec.shape) for spec in self.ground.lay_out(self.settings).specs)
 
     def plan(self, order: Sequence[int], count: int, **changes: Any) -> Plan:
         layout = self.ground.lay_out(replace(self.settings, **changes))
@@ -226,7 +221,7 @@ def main() -> None:
         with opened(options, 0.5, progress) as study:
             keep("scores", json.loads(study.scores.model_dump_json()))
             if not options.padded:
-                keep("weights", study.weights())
+                keep("weights", study.ground.lay_out(study.settings).weights)
             for name in ("presets", "orders", "low_types", "mixtures", "sequential", "singles", "shares"):
                 if name in options.parts:
                     keep(name, list(getattr(study, name)()))

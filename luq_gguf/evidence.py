@@ -34,6 +34,8 @@ OFFSET = "offset"
 """The coefficient of what all files of a model share: the types outside the layers."""
 FINE_BITS = 8.0
 """Types of so many bits lose nothing that matters here."""
+SPREAD = 5.0
+LEAST = 1e-12
 LIMITS = 0.5, 5.0
 """A measured layer or type is taken to do at least and at most so many times the predicted damage."""
 
@@ -124,8 +126,12 @@ def disturbances(
 def fit_coefficients(
     probes: Sequence[Probe], errors: Mapping[str, Mapping[str, float]], shares: Mapping[str, Sequence[float]]
 ) -> dict[str, float]:
-    """Coefficients, none below 0, that leave the least relative squared error in the probes' divergences."""
-    from scipy.optimize import nnls
+    """Coefficients that leave the least relative squared error in the probes' divergences.
+
+    Few answers judge a probe, and a group that seems to do nothing would be given away: none is further from the one
+    coefficient that fits all groups best than SPREAD times.
+    """
+    from scipy.optimize import lsq_linear, nnls
 
     names = (*GROUPS, OFFSET)
     rows = []
@@ -135,7 +141,12 @@ def fit_coefficients(
             sums[group] += value
         rows.append([*(sums[group] for group in GROUPS), 1.0])
     divergence = np.maximum([probe.divergence for probe in probes], 1e-9)
-    found, _ = nnls(np.array(rows) / divergence[:, None], np.ones(len(rows)))
+    parts, wanted = np.array(rows) / divergence[:, None], np.ones(len(rows))
+    common, _ = nnls(np.column_stack([parts[:, :-1].sum(axis=1), parts[:, -1]]), wanted)
+    middle = max(float(common[0]), LEAST)
+    lowest, highest = np.full(len(names), middle / SPREAD), np.full(len(names), middle * SPREAD)
+    lowest[-1], highest[-1] = 0.0, np.inf
+    found = lsq_linear(parts, wanted, bounds=(lowest, highest)).x
     return dict(zip(names, map(float, found), strict=True))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Literal
 
@@ -69,6 +70,11 @@ class Layout:
     def sizes(self, order: Sequence[int]) -> tuple[int, ...]:
         """Bytes of the file with the first 0, 1, ... all layers of `order` low."""
         return size_table(self.specs, self.header_bytes, order)
+
+    @property
+    def weights(self) -> int:
+        """How many numbers its tensors hold."""
+        return sum(prod(spec.shape) for spec in self.specs)
 
     def layer_bytes(self, plan: Plan) -> tuple[int, ...]:
         """Bytes of each layer's tensors in a plan's file, without padding."""

@@ -44,11 +44,11 @@ ROWS = 16
 """Of every weight so many rows tell its error."""
 TABLE_ROWS = 256
 """The same of embeddings and the output matrix, whose rows, one a token, differ more."""
-SAMPLES, TOKENS = 12, 1500
-"""So many held-out samples at most judge a probe, with so many tokens."""
-PROBE_TYPE = "Q3_K"
-"""Quick to quantize to and to run, and its errors are noise: what coefficients are fitted to."""
-CODEBOOKS = ("IQ1_M", "IQ2_XXS")
+TOKENS, TOKENS_BY_WEIGHTS = 1500, 12e12
+"""Held-out samples of so many tokens judge a probe, of so many by the model's weights where those are few."""
+PROBE_TYPE = "Q2_K"
+"""Quick to quantize to, and its errors are noise, and large: what coefficients are fitted to."""
+CODEBOOKS = ("IQ1_M", "IQ2_XXS", "IQ3_XXS")
 """Types that get a factor of their own, measured in CODEBOOK_LAYERS."""
 CODEBOOK_LAYERS = 3
 DISPUTED = 4
@@ -69,9 +69,9 @@ def gather_evidence(ground: Groundwork, trials: Trials | None) -> Evidence | Non
         hint = "calibrate with samples that have answers"
         raise RequestError(f"no sample was held out to measure --order {settings.order} on", hint=hint)
     low_type = IQ1 if settings.low_type.lower() == AUTO else settings.low_type.upper()
-    probing = _Probing(
-        ground, trials.brief(SAMPLES, TOKENS), ground.analysis.scores, replace(settings, low_type=low_type)
-    )
+    decided = replace(settings, low_type=low_type)
+    brief = trials.brief(tokens_for(ground.lay_out(decided).weights))
+    probing = _Probing(ground, brief, ground.analysis.scores, decided)
     key = key_of(
         probing.trials.key, settings.order, low_type, settings.high_type, MIX_TYPES, CODEBOOKS, [*GROUPS], LIMITS
     )
@@ -82,6 +82,11 @@ def gather_evidence(ground: Groundwork, trials: Trials | None) -> Evidence | Non
         evidence = probing.damage_order() if settings.order == DAMAGE else probing.mixture()
     write_record(kept, evidence)
     return evidence
+
+
+def tokens_for(weights: int) -> int:
+    """How many tokens judge a probe of a model with so many weights."""
+    return max(TOKENS, int(TOKENS_BY_WEIGHTS / weights))
 
 
 @dataclass(frozen=True)

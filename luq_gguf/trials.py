@@ -61,13 +61,13 @@ class Trials:
             return self
         return replace(self, maker=maker, key=key_of(self.key, sha256_of(maker.imatrix)))
 
-    def brief(self, samples: int, tokens: int) -> Trials:
-        """The same on some of the samples only, those that have most answer for few tokens (see `cheapest`)."""
+    def brief(self, tokens: int) -> Trials:
+        """The same on some of the samples only, with about so many tokens (see `choose_brief`)."""
         reference = self.yardstick.reference
         pictured = {sample.id for sample in self.yardstick.samples if sample.picture}
-        answers = np.diff(reference.starts).tolist()
+        answers = np.diff(reference.starts)
         kinds = [sample in pictured for sample in reference.samples]
-        places = cheapest(reference.prompts.tolist(), answers, kinds, samples, tokens)
+        places = choose_brief((reference.prompts + answers).tolist(), kinds, tokens)
         yardstick = replace(self.yardstick, reference=reference.some(places))
         return replace(self, yardstick=yardstick, key=key_of(self.key, places))
 
@@ -75,22 +75,20 @@ class Trials:
         return self.maker.job.work / JUDGED / f"{key_of(self.key, plan.types)}.json"
 
 
-def cheapest(
-    prompts: Sequence[int], answers: Sequence[int], kinds: Sequence[bool], samples: int, tokens: int
-) -> list[int]:
-    """The places of at most so many samples that have few tokens to read for each of their answers' tokens.
+def choose_brief(costs: Sequence[int], kinds: Sequence[bool], tokens: int) -> list[int]:
+    """The places of some samples, of which each costs so many tokens to read.
 
-    Samples of both kinds in turns, the cheapest of each first, as long as all of them have at most `tokens`; but one of
-    each kind at least.
+    They are of the cheaper half of their kind, both kinds in turns, as long as all of them have at most `tokens`; there
+    is one of each kind at least.
     """
-    costs = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
-    order = sorted(range(len(costs)), key=lambda place: (-answers[place] / costs[place], place))
-    queues = [[place for place in order if kinds[place] is kind] for kind in (True, False)]
-    turns = [place for pair in zip_longest(*queues) for place in pair if place is not None]
+    queues = []
+    for kind in (True, False):
+        mine = sorted((place for place in range(len(costs)) if kinds[place] is kind), key=lambda place: costs[place])
+        queues.append(sorted(mine[: -(-len(mine) // 2)]))
     chosen: list[int] = []
-    for place in turns:
-        new = all(kinds[place] is not kinds[other] for other in chosen)
-        if new or (len(chosen) < samples and costs[place] + sum(costs[other] for other in chosen) <= tokens):
+    for place in (place for turn in zip_longest(*queues) for place in turn if place is not None):
+        is_first = all(kinds[place] is not kinds[other] for other in chosen)
+        if is_first or costs[place] + sum(costs[other] for other in chosen) <= tokens:
             chosen.append(place)
     return sorted(chosen)
 

@@ -17,7 +17,7 @@ from luq_gguf.evaluate import Quality
 from luq_gguf.evidence import EVIDENCE, Evidence, group_of
 from luq_gguf.job import QUALITY, Settings
 from luq_gguf.pipeline import Conversion, convert
-from luq_gguf.probing import SAMPLES, TOKENS
+from luq_gguf.probing import tokens_for
 from luq_gguf.quality import Evaluator
 from tests import pico_text
 from tests.pico_shapes import Decoder
@@ -129,8 +129,9 @@ def made_with_order(pico: Path, folder: Path, order: list[int]) -> float:
     with job.working(), prepare(job, read_calibration(settings, silent)) as ground:
         trials = ground.open_trials()
         assert trials is not None
-        plan = ground.lay_out(settings).plan(order, "test", Budget(1), strict=False)
-        return trials.brief(SAMPLES, TOKENS).quality(plan).all.divergence
+        layout = ground.lay_out(settings)
+        plan = layout.plan(order, "test", Budget(1), strict=False)
+        return trials.brief(tokens_for(layout.weights)).quality(plan).all.divergence
 
 
 def test_what_is_measured_cannot_be_planned_without_measuring(mixed: Conversion, by_entropy: Conversion) -> None:
