@@ -18,6 +18,7 @@ from luq_gguf.errors import RequestError
 from luq_gguf.evidence import (
     GROUPS,
     LIMITS,
+    SPREAD,
     Evidence,
     Probe,
     block_shares,
@@ -72,9 +73,8 @@ def gather_evidence(ground: Groundwork, trials: Trials | None) -> Evidence | Non
     decided = replace(settings, low_type=low_type)
     brief = trials.brief(tokens_for(ground.lay_out(decided).weights))
     probing = _Probing(ground, brief, ground.analysis.scores, decided)
-    key = key_of(
-        probing.trials.key, settings.order, low_type, settings.high_type, MIX_TYPES, CODEBOOKS, [*GROUPS], LIMITS
-    )
+    rules = (MIX_TYPES, PROBE_TYPE, CODEBOOKS, CODEBOOK_LAYERS, DISPUTED, ROWS, TABLE_ROWS, GROUPS, SPREAD, LIMITS)
+    key = key_of(probing.trials.key, settings.order, low_type, settings.high_type, rules)
     kept = job.work / f"evidence-{key}.json"
     if kept.is_file():
         return read_record(kept, Evidence)
