@@ -19,6 +19,8 @@ def open_loadable(path: Path) -> GGUFFile:
     """A text GGUF that llama.cpp can be handed; raises GGUFError where the file is broken or would end the process."""
     file = GGUFFile.open(path)
     architecture = file.metadata.get("general.architecture")
+    if architecture == "clip":
+        raise GGUFError(f"{path} is a vision part, not a text model", path=path, hint="give it with --mmproj")
     layers = file.metadata.get(f"{architecture}.block_count", 1)
     if not isinstance(layers, int) or not 1 <= layers <= MAX_LAYERS:
         raise _refused(path, f"block_count is {layers!r}, not a number from 1 to {MAX_LAYERS}")

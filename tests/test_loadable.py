@@ -12,7 +12,7 @@ from gguf import GGUFWriter
 
 from luq_gguf.checkpoint import Checkpoint
 from luq_gguf.errors import GGUFError
-from luq_gguf.export import export_text
+from luq_gguf.export import export_text, export_vision
 from luq_gguf.families import find_family
 from luq_gguf.gguf_file import GGUFFile, encode_header, raw_value
 from luq_gguf.loadable import open_loadable
@@ -101,3 +101,11 @@ def test_sound_files_pass(sound: Path, tmp_path: Path) -> None:
     )
     open_loadable(empty)
     assert load(empty) == 0
+
+
+def test_a_vision_part_is_no_text_model(pico_checkpoint: Path, tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(pico_checkpoint)
+    path = tmp_path / "mmproj.gguf"
+    export_vision(checkpoint, find_family(checkpoint.config), path)
+    with pytest.raises(GGUFError, match="is a vision part, not a text model"):
+        open_loadable(path)
