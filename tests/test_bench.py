@@ -26,7 +26,7 @@ from luq_gguf.bench import (
     require_memory,
     sum_by_type,
 )
-from luq_gguf.errors import GGUFError, RequestError, RunError
+from luq_gguf.errors import GGUFError, RequestError
 from luq_gguf.processors import default_threads
 from tests.exported import export_speed_files
 
@@ -249,8 +249,8 @@ def test_files_that_are_no_gguf(models: dict[str, Path], tmp_path: Path, kind: s
 
 
 def test_a_file_that_is_no_text_model(models: dict[str, Path]):
-    with pytest.raises(RunError, match="CLIP cannot be used as main model") as caught:
+    with pytest.raises(GGUFError, match="is a vision part, not a text model") as caught:
         measure_decode(models["mmproj"])
-    assert caught.value.exit_code == 1
+    assert caught.value.exit_code == GGUFError.exit_code
     assert caught.value.hint
     assert "\n" not in str(caught.value)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from luq_gguf import pipeline
+from luq_gguf.cli.failures import MEMORY_LINE, describe_failure
 from luq_gguf.pipeline import Settings
 from tests.program import QUICK, command, run_program
 
@@ -68,6 +69,13 @@ def test_too_little_memory_is_one_line_and_the_next_run_goes_on(
     assert final_files(tmp_path / "out") == []
     again = run_program(*arguments)
     assert again.returncode == 0, again.stderr
+
+
+@pytest.mark.parametrize(
+    "said", ["error return without exception set", "<f> returned NULL without setting an exception"]
+)
+def test_what_python_says_of_an_extension_that_got_no_memory_is_told_as_that(said: str) -> None:
+    assert describe_failure(SystemError(said)) == (MEMORY_LINE, 1)
 
 
 FULL = """

@@ -12,6 +12,7 @@ TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
 OUT_OF_MEMORY = (
     "cannot allocate memory", "can't allocate memory", "not enough memory", "bad_alloc", "out of memory",
     "failed to map segment", "can't start new thread", "error return without exception set",
+    "returned null without setting an exception",
 )  # fmt: skip
 """How the system, torch and the loader of libraries say it, and Python of an extension that got none and is silent."""
 MEMORY_LINE = (
