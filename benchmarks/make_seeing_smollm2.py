@@ -17,7 +17,8 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from scripts.make_demo_checkpoint import CHAT_TEMPLATE, MEAN, STD
+from luq_gguf import demo
+from scripts.make_demo_checkpoint import CHAT_TEMPLATE
 from scripts.make_demo_checkpoint import SYSTEM as DEMO_SYSTEM
 
 TOWER = Path(__file__).with_name("seeing_smollm2_tower.safetensors")
@@ -83,15 +84,11 @@ def join(text: Path, tower: Path, out: Path) -> None:
         "tokenizer.json": tokenizer,
         "tokenizer_config.json": settings | {"chat_template": template},
         "chat_template.json": {"chat_template": template},
-        "preprocessor_config.json": {
-            "min_pixels": 3136, "max_pixels": 401408, "patch_size": 14, "temporal_patch_size": 2, "merge_size": 2,
-            "image_mean": MEAN.astype(float).round(8).tolist(), "image_std": STD.astype(float).round(8).tolist(),
-            "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor",
-        },
-    }  # fmt: skip
+    }
     for name, content in files.items():
         (out / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     shutil.copy(text / "generation_config.json", out)
+    shutil.copy(demo.CHECKPOINT / "preprocessor_config.json", out)
     (out / "README.md").write_text(CARD, encoding="utf-8")
 
 

@@ -19,8 +19,7 @@ from luq_gguf.mix import Knapsack, Option
 from luq_gguf.plan import TensorSpec
 
 MIX_TYPES = ("IQ1_M", "IQ2_XXS", "Q2_K", "IQ3_XXS", "Q3_K", "IQ4_XS", "Q5_K", "Q6_K")
-"""What groups may get beside what the high type gives them. IQ2_S and IQ3_XXS do no better for their bytes than their
-neighbours here, run slower, and take longest to make and to measure."""
+"""What groups may get beside what the high type gives them. IQ2_S brought nothing beside Q2_K and takes long."""
 TABLE_TYPES = ("Q2_K", "Q3_K", "IQ4_XS", "Q5_K", "Q6_K")
 """The same for weights outside the layers, of which no importance is known."""
 HIGH = "high"
