@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from luq_gguf.analysis_state import LAYERS, AnalysisState, LayerState
+from luq_gguf.analysis_state import AnalysisState, LayerState
 from luq_gguf.artifacts import MODALITIES, EntropyRow, LayerScores
 from luq_gguf.changes import Additions
 from luq_gguf.checkpoint import Checkpoint
 from luq_gguf.chosen_tokens import ChosenTokens, locate_tokens
 from luq_gguf.entropy import entropy_warning, measure_entropy, order_stability, token_rank
-from luq_gguf.errors import ArtifactError, CalibrationError, CheckpointError
+from luq_gguf.errors import CalibrationError, CheckpointError
 from luq_gguf.families.base import Family
+from luq_gguf.heap import reused_heap
 from luq_gguf.imatrix import Sums
+from luq_gguf.input_sums import InputSums
 from luq_gguf.progress import Progress, silent
 from luq_gguf.prompts import IMAGE, PromptMaker, TokenizedSample
 from luq_gguf.reference import Reference, score_answers
@@ -34,15 +36,8 @@ if TYPE_CHECKING:
 
 Requantize = Callable[[int, Sums], Mapping[str, NDArray[np.float32]]]
 """Gives the weights that a layer goes on with, by their names in it, from what was summed of its inputs."""
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 2048
 GROUP_TOKENS = 1024
-INPUTS = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.down_proj": "ffn_down",
-}
-"""The modules whose inputs are summed, and the weight under whose name `Sums` keeps them."""
 FAST_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
 """What /proc/cpuinfo calls multiplication of bf16, on x86 and on ARM."""
 
@@ -88,7 +83,7 @@ def analyze(
     """
     import torch
 
-    with torch.inference_mode():
+    with torch.inference_mode(), reused_heap():
         analysis = _Pass(
             checkpoint, family, calibration, resolve_compute_type(compute_type), seed, progress, keep, image_tokens,
             requantize,
@@ -98,7 +93,8 @@ def analyze(
 
 @dataclass
 class Batch:
-    """Samples of similar length, padded on the right; `states` (batch, tokens, hidden) changes layer by layer.
+    """Samples of similar length, padded on the right; `states` (batch, tokens, hidden) changes layer by layer, into
+    the room of `spare`.
 
     `modality` (3, batch * tokens) is 1 where a token of a calibration sample is of that modality: all others,
     padding too, are counted nowhere. `is_image` (batch, tokens) is 1 where an image is; `deep` holds the features that
@@ -108,28 +104,20 @@ class Batch:
 
     samples: list[TokenizedSample]
     states: torch.Tensor
+    spare: torch.Tensor
     rotary: Any
     modality: torch.Tensor
     is_image: torch.Tensor
     deep: tuple[torch.Tensor, ...] = ()
 
+    def go_on(self, states: torch.Tensor) -> None:
+        """Take the states after a layer for those before it, which stay in the spare room until the next."""
+        self.spare.copy_(states)
+        self.go_back()
 
-@dataclass
-class Collector:
-    """Adds up what the hooks see."""
-
-    squares: dict[str, dict[str, NDArray[np.float64]]] = field(default_factory=dict)
-    counts: dict[str, dict[str, int]] = field(default_factory=dict)
-
-    def add(self, name: str, inputs: torch.Tensor, modality: torch.Tensor) -> None:
-        """Add the squares of inputs (batch, tokens, channels) to each modality's sum."""
-        rows = inputs.reshape(-1, inputs.shape[-1]).float()
-        sums = (modality @ rows.square()).double().numpy()
-        squares = self.squares.setdefault(name, {key: np.zeros(sums.shape[1]) for key in MODALITIES})
-        counts = self.counts.setdefault(name, dict.fromkeys(MODALITIES, 0))
-        for index, key in enumerate(MODALITIES):
-            squares[key] += sums[index]
-            counts[key] += int(modality[index].count_nonzero())
+    def go_back(self) -> None:
+        """Take the states that were there before."""
+        self.states, self.spare = self.spare, self.states
 
 
 class _Pass:
@@ -162,20 +150,18 @@ class _Pass:
         if not self.counted:
             hint = next(iter(self.left_out), "it takes no images: give texts")
             raise CalibrationError(f"{calibration.name} holds no sample that this model takes", hint=hint)
-        self.collector = Collector()
+        self.sums = InputSums()
         self.rows: dict[str, list[EntropyRow]] = {}
         self.changes: dict[str, list[float]] = {}
         self.kept = AnalysisState(keep)
 
     def run(self, *, input_entropy: bool) -> Analysis:
         state = self.kept.layers()
-        batches = self._batches(state.done if state else 0)
+        if state is not None:
+            self._go_on(state)
+        batches = self._batches(state)
         chosen = self._choose_tokens(batches)
         total = self.family.layers
-        if state is None:
-            self.kept.require_room(sum(batch.states.nbytes for batch in batches))
-        else:
-            self._go_on(state, batches)
         for index in range(state.done if state else 0, total):
             self.progress("analyze", index, total)
             if self.requantize is None:
@@ -185,7 +171,7 @@ class _Pass:
             self._keep(index + 1, batches)
         self.progress("analyze", total, total)
         reference = self._finish(batches)
-        sums = Sums(self.collector.squares, self.collector.counts, self.calibration.name)
+        sums = Sums(self.sums.squares, self.sums.counts, self.calibration.name)
         return Analysis(self._scores(), sums, reference)
 
     def _analyze_layer(
@@ -197,10 +183,10 @@ class _Pass:
             {tokens: places.places for tokens, places in chosen.items()},
             {tokens: places.count for tokens, places in chosen.items()},
         )
-        module = self.modules.layer(index)
+        module = self._open_layer(index)
 
         def watch(number: int, batch: Batch) -> list[Any]:
-            return self._count_inputs(index, module, batch) + additions.watch(module, number)
+            return self.sums.watch(index, module, batch.modality) + additions.watch(module, number)
 
         inputs = self._run_layer(index, module, batches, watch, keep_inputs=input_entropy)
         after = {tokens: places.take([batch.states for batch in batches]) for tokens, places in chosen.items()}
@@ -214,15 +200,14 @@ class _Pass:
         """Sum a layer's inputs, change its weights, and send all samples through what it has become."""
         import torch
 
-        module = self.modules.layer(index)
-        before = [batch.states for batch in batches]
-        self._run_layer(index, module, batches, lambda _, batch: self._count_inputs(index, module, batch))
-        for batch, states in zip(batches, before, strict=True):
-            batch.states = states
-        mine = {name for name in self.collector.squares if name.startswith(f"blk.{index}.")}
+        module = self._open_layer(index)
+        self._run_layer(index, module, batches, lambda _, batch: self.sums.watch(index, module, batch.modality))
+        for batch in batches:
+            batch.go_back()
+        mine = {name for name in self.sums.squares if name.startswith(f"blk.{index}.")}
         sums = Sums(
-            {name: self.collector.squares[name] for name in mine},
-            {name: self.collector.counts[name] for name in mine},
+            {name: self.sums.squares[name] for name in mine},
+            {name: self.sums.counts[name] for name in mine},
             self.calibration.name,
         )
         changed = requantize(index, sums)
@@ -230,34 +215,35 @@ class _Pass:
         module.load_state_dict(weights, strict=False, assign=True)
         self._run_layer(index, module, batches)
 
+    def _open_layer(self, index: int) -> torch.nn.Module:
+        """A layer with its weights; those of the next are read while it computes."""
+        module = self.modules.layer(index)
+        self.modules.read_ahead(index + 1)
+        return module
+
     def _keep(self, done: int, batches: list[Batch]) -> None:
         squares = {
             f"{name}|{key}": _as_tensor(row)
-            for name, by_modality in self.collector.squares.items()
+            for name, by_modality in self.sums.squares.items()
             for key, row in by_modality.items()
         }
-        states = [batch.states for batch in batches]
-        state = LayerState(done, states, squares, self.collector.counts, self.rows, self.changes)
+        shapes = [tuple(batch.states.shape) for batch in batches]
+        state = LayerState(done, shapes, squares, self.sums.counts, self.rows, self.changes)
         self.kept.keep_layers(state, features_done=done >= self.modules.deep_layers)
 
-    def _go_on(self, state: LayerState, batches: list[Batch]) -> None:
+    def _go_on(self, state: LayerState) -> None:
         """Take the place of a run that was killed after some layers."""
-        if [batch.states.shape for batch in batches] != [states.shape for states in state.states]:
-            raise ArtifactError(
-                f"{self.kept.folder} holds the state of another analysis", path=Path(LAYERS), hint="delete that folder"
-            )
-        for batch, states in zip(batches, state.states, strict=True):
-            batch.states = states
         for key, row in state.squares.items():
             name, _, modality = key.rpartition("|")
-            self.collector.squares.setdefault(name, {})[modality] = row.numpy()
-        self.collector.counts, self.rows, self.changes = state.counts, state.rows, state.changes
+            self.sums.squares.setdefault(name, {})[modality] = row.numpy()
+        self.sums.counts, self.rows, self.changes = state.counts, state.rows, state.changes
 
-    def _batches(self, done: int) -> list[Batch]:
+    def _batches(self, state: LayerState | None) -> list[Batch]:
         """All samples by length, so that little is padding; equal lengths by id, so that their order is their own.
 
-        Where a run has done `done` layers, the features of the pictures are in its states already.
+        Where a run has done some layers, the features of the pictures are in its states already.
         """
+        done = state.done if state else 0
         needed = done == 0 or done < self.modules.deep_layers
         features = self._image_features([*self.counted, *self.held_out]) if needed else {}
         self.counted, self.held_out = _without_images(self.counted), _without_images(self.held_out)
@@ -268,7 +254,13 @@ class _Pass:
             if groups[-1] and len(sample.ids) * (len(groups[-1]) + 1) > BATCH_TOKENS:
                 groups.append([])
             groups[-1].append(sample)
-        return [self._batch(group, features, counted) for group in groups]
+        shapes = [(len(group), max(len(sample.ids) for sample in group), self.family.hidden_size) for group in groups]
+        rooms = self.kept.states(shapes, self.modules.dtype, state)
+        batches = [self._batch(group, features, counted, room) for group, room in zip(groups, rooms, strict=True)]
+        if done == 0:
+            for batch in batches:
+                self._embed(batch, features)
+        return batches
 
     def _image_features(self, samples: Sequence[TokenizedSample]) -> dict[str, torch.Tensor]:
         """Features by sample; equal pictures go through the vision tower once.
@@ -297,31 +289,41 @@ class _Pass:
             if not torch.isfinite(rows).all():
                 raise self._not_finite(f"the vision tower's output for sample {sample}")
 
-    def _batch(self, group: list[TokenizedSample], features: dict[str, torch.Tensor], counted: set[str]) -> Batch:
+    def _batch(
+        self,
+        group: list[TokenizedSample],
+        features: dict[str, torch.Tensor],
+        counted: set[str],
+        room: tuple[torch.Tensor, torch.Tensor],
+    ) -> Batch:
         import torch
 
-        length, hidden = max(len(sample.ids) for sample in group), self.family.hidden_size
-        states = torch.zeros((len(group), length, hidden), dtype=self.modules.dtype)
-        positions = torch.zeros((self.modules.position_axes, len(group), length), dtype=torch.long)
-        modality = torch.zeros((len(MODALITIES), len(group), length))
-        images = torch.zeros((len(group), length), dtype=torch.long)
-        deep: list[torch.Tensor] = []
+        states, spare = room
+        count, length, hidden = states.shape
+        positions = torch.zeros((self.modules.position_axes, count, length), dtype=torch.long)
+        modality = torch.zeros((len(MODALITIES), count, length))
+        images = torch.zeros((count, length), dtype=torch.long)
         for row, sample in enumerate(group):
-            count = len(sample.ids)
-            embedded = self.modules.embed(sample.ids)
+            tokens = len(sample.ids)
             is_image = sample.kinds == IMAGE
-            images[row, :count] = torch.from_numpy(is_image)
-            if sample.id in features:
-                embedded[torch.from_numpy(is_image)] = features[sample.id][:, :hidden]
-                deep.append(features[sample.id][:, hidden:])
-            states[row, :count] = embedded
+            images[row, :tokens] = torch.from_numpy(is_image)
             places = self.modules.positions_of(is_image, sample.grid)
-            positions[:, row, :count] = torch.from_numpy(places)
+            positions[:, row, :tokens] = torch.from_numpy(places)
             if sample.id in counted:
-                modality[torch.from_numpy(sample.kinds.astype(np.int64)), row, torch.arange(count)] = 1
-        rotary = self.modules.rotary(positions)
+                modality[torch.from_numpy(sample.kinds.astype(np.int64)), row, torch.arange(tokens)] = 1
+        deep = [features[sample.id][:, hidden:] for sample in group if sample.id in features]
         layers = torch.split(torch.cat(deep), hidden, dim=1) if deep and self.modules.deep_layers else ()
-        return Batch(group, states, rotary, modality.reshape(len(MODALITIES), -1), images, tuple(layers))
+        rotary = self.modules.rotary(positions)
+        return Batch(group, states, spare, rotary, modality.reshape(len(MODALITIES), -1), images, tuple(layers))
+
+    def _embed(self, batch: Batch, features: dict[str, torch.Tensor]) -> None:
+        """Put what enters the first layer into a batch's states: embeddings, and features in the place of images."""
+        batch.states.zero_()
+        for row, sample in enumerate(batch.samples):
+            embedded = self.modules.embed(sample.ids)
+            if sample.id in features:
+                embedded[batch.is_image[row, : len(sample.ids)].bool()] = features[sample.id][:, : embedded.shape[1]]
+            batch.states[row, : len(sample.ids)] = embedded
 
     def _choose_tokens(self, batches: list[Batch]) -> dict[str, ChosenTokens]:
         """The tokens that go into the entropies, by a hash of sample and position: multimodal and text-only ones."""
@@ -359,7 +361,7 @@ class _Pass:
             norm.register_forward_hook(lambda _, __, output: inputs.append(output))
         for number, batch in enumerate(batches):
             handles = watch(number, batch)
-            batch.states = self.modules.run(module, batch.states, batch.rotary, batch.is_image)
+            batch.go_on(self.modules.run(module, batch.states, batch.rotary, batch.is_image))
             for handle in handles:
                 handle.remove()
             if index < len(batch.deep):
@@ -367,19 +369,6 @@ class _Pass:
             if not torch.isfinite(batch.states).all():
                 raise self._not_finite(f"the output of layer {index}")
         return inputs
-
-    def _count_inputs(self, index: int, module: torch.nn.Module, batch: Batch) -> list[Any]:
-        """Add up what enters a layer's weights while a batch runs through it; the handles end that."""
-        return [
-            module.get_submodule(name).register_forward_pre_hook(self._hook(index, weight, batch.modality))
-            for name, weight in INPUTS.items()
-        ]
-
-    def _hook(self, index: int, weight: str, modality: torch.Tensor) -> Callable[..., None]:
-        def hook(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            self.collector.add(f"blk.{index}.{weight}.weight", inputs[0], modality)
-
-        return hook
 
     def _not_finite(self, what: str) -> CheckpointError:
         hint = "the checkpoint is damaged" if self.compute_type == "f32" else "try --compute-type f32"
@@ -398,7 +387,7 @@ class _Pass:
         for batch in batches:
             normed = norm(batch.states)
             if not self.family.tied_embeddings:
-                self.collector.add("output.weight", normed, batch.modality)
+                self.sums.add("output.weight", normed, batch.modality)
             for row, sample in enumerate(batch.samples):
                 if sample.id in held_out:
                     end = len(sample.ids) - 1  # the state before a token predicts it

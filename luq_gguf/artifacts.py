@@ -35,6 +35,7 @@ MAX_LAYERS = 512
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 LEAST_FREE = 1 << 16
 """A disk with less than this is full for those who write in blocks."""
+ZEROS = 1 << 20
 LOCK = "lock"
 """The file that a run holds locked in a folder that it works in; it stays there, empty."""
 
@@ -256,6 +257,16 @@ def sha256_of(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def fill_space(path: Path, nbytes: int) -> None:
+    """Make a file of so many bytes whose blocks are there: who maps it must not meet a full disk."""
+    with path.open("wb") as handle:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(handle.fileno(), 0, max(nbytes, 1))
+        else:
+            for start in range(0, nbytes, ZEROS):
+                handle.write(bytes(min(ZEROS, nbytes - start)))
 
 
 def cache_folder() -> Path:

@@ -79,6 +79,7 @@ def _cluster_all(points: NDArray[np.float32], clusters: int, seeds: Sequence[int
     from threadpoolctl import ThreadpoolController
 
     libraries = ThreadpoolController()
+    distances = squared_distances(points)
 
     def one_thread() -> None:
         """OpenMP keeps its number of threads for each calling thread."""
@@ -90,19 +91,55 @@ def _cluster_all(points: NDArray[np.float32], clusters: int, seeds: Sequence[int
         ThreadPoolExecutor(_cores(), initializer=one_thread) as pool,
     ):
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct vectors than clusters: some stay empty
-        return list(pool.map(lambda seed: _cluster(points, clusters, seed), seeds))
+        return list(pool.map(lambda seed: _cluster(points, distances, clusters, seed), seeds))
 
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _cluster(points: NDArray[np.float32], clusters: int, seed: int) -> NDArray[np.int32]:
+def _cluster(
+    points: NDArray[np.float32], distances: NDArray[np.float64], clusters: int, seed: int
+) -> NDArray[np.int32]:
     from sklearn.cluster import KMeans
 
-    model = KMeans(n_clusters=clusters, n_init=1, random_state=seed, algorithm="lloyd").fit(points)
+    centers = points[choose_centers(distances, clusters, seed)]
+    model = KMeans(n_clusters=clusters, n_init=1, init=centers, random_state=seed, algorithm="lloyd").fit(points)
     labels: NDArray[np.int32] = model.labels_
     return labels
+
+
+def squared_distances(points: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Squared distances (tokens, tokens) of vectors (tokens, width), which all seeds share."""
+    wide = points.astype(np.float64)
+    wide -= wide.mean(axis=0)
+    squares = np.einsum("ij,ij->i", wide, wide)
+    found = wide @ wide.T
+    found *= -2
+    found += squares[:, None]
+    found += squares
+    np.maximum(found, 0, out=found)
+    np.fill_diagonal(found, 0)
+    return found
+
+
+def choose_centers(distances: NDArray[np.float64], clusters: int, seed: int) -> NDArray[np.intp]:
+    """The vectors that K-means begins with: scikit-learn's choice (`kmeans_plusplus`, greedy k-means++) for a seed.
+
+    There every center's distances are worked out anew, which took longer than K-means itself.
+    """
+    random = np.random.RandomState(seed)
+    trials = 2 + int(np.log(clusters))
+    chosen = [int(random.choice(len(distances), p=np.full(len(distances), 1 / len(distances))))]
+    closest = distances[chosen[0]].copy()
+    for _ in range(clusters - 1):
+        drawn = random.uniform(size=trials) * closest.sum()
+        candidates = np.minimum(np.searchsorted(np.cumsum(closest), drawn), len(closest) - 1)
+        nearer = np.minimum(distances[candidates], closest)
+        best = int(nearer.sum(axis=1).argmin())
+        closest = nearer[best]
+        chosen.append(int(candidates[best]))
+    return np.array(chosen)
 
 
 def _entropy(labels: NDArray[np.int32]) -> float:

@@ -6,7 +6,7 @@ Nothing here holds more than one layer, or the vision tower, at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -39,6 +39,7 @@ class DecoderModules:
         self.checkpoint = checkpoint
         self.family = family
         self.dtype = dtype
+        self._finite: set[str] = set()
         try:
             self.config = self.config_class(**checkpoint.config, attn_implementation="sdpa")
         except Exception as error:
@@ -48,20 +49,44 @@ class DecoderModules:
             ) from error
         self.text = getattr(self.config, "text_config", self.config)
 
+    def read_ahead(self, index: int) -> None:
+        """Have the system read a layer's tensors while something else is done; beyond the last layer there is none."""
+        if index < self.family.layers:
+            prefix = f"model.layers.{index}."
+            names = [tensor.source for tensor in self.family.text_tensors() if tensor.source.startswith(prefix)]
+            self.checkpoint.read_ahead([self.family.find(self.checkpoint, name) for name in names])
+
     def tensor(self, source: str) -> torch.Tensor:
         """A tensor of the checkpoint in the compute type; raises TensorError where it is not finite."""
         name = self.family.find(self.checkpoint, source)
         return self._torch(self.checkpoint.read(name), name)
 
     def _torch(self, stored: NDArray[Any], name: str) -> torch.Tensor:
-        require_finite(stored, name)
+        if name not in self._finite:
+            require_finite(stored, name)
+            self._finite.add(name)
         tensor = torch.from_numpy(stored)
         return (tensor.view(torch.bfloat16) if stored.dtype == np.uint16 else tensor).to(self.dtype)
 
-    def fill(self, module: torch.nn.Module, prefix: str) -> None:
-        """Give a module on the meta device the checkpoint's tensors whose names begin with `prefix`."""
+    def fill_tower(self, tower: torch.nn.Module, prefix: str, blocks: str) -> None:
+        """Give a tower on the meta device its tensors; each of its `blocks` has them only while it computes."""
+        self.fill(tower, prefix, without=f"{blocks}.")
+        for name, block in tower.get_submodule(blocks).named_children():
+            block.register_forward_pre_hook(self._filler(f"{prefix}{blocks}.{name}."))
+            block.register_forward_hook(_empty)
+
+    def _filler(self, prefix: str) -> Callable[..., None]:
+        return lambda module, _: self.fill(module, prefix)
+
+    def fill(self, module: torch.nn.Module, prefix: str, *, without: str | None = None) -> None:
+        """Give a module on the meta device the checkpoint's tensors whose names begin with `prefix`.
+
+        Those whose names go on with `without` stay there.
+        """
         state = {}
         for name, place in module.state_dict().items():
+            if without is not None and name.startswith(without):
+                continue
             state[name] = self.tensor(prefix + name)
             if state[name].shape != place.shape:
                 found, wanted = tuple(state[name].shape), tuple(place.shape)
@@ -70,7 +95,7 @@ class DecoderModules:
                     tensor=prefix + name,
                     hint="the checkpoint's files do not belong together",
                 )
-        module.load_state_dict(state, assign=True)
+        module.load_state_dict(state, strict=without is None, assign=True)
         module.requires_grad_(False).eval()
 
     def prepare(self, image: Image.Image) -> Prepared:
@@ -128,3 +153,8 @@ class DecoderModules:
         for start in range(0, rows, HEAD_ROWS):
             wanted = np.arange(start, min(rows, start + HEAD_ROWS))
             yield torch.from_numpy(self.checkpoint.read_rows(name, wanted))
+
+
+def _empty(module: torch.nn.Module, _: Any, __: Any) -> None:
+    """Let go of a module's weights."""
+    module.to("meta")

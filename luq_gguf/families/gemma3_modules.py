@@ -41,7 +41,7 @@ class Modules(DecoderModules):
         with torch.device("meta"):
             tower, projector = SiglipVisionModel(self.config.vision_config), Gemma3MultiModalProjector(self.config)
         tower.embeddings.position_ids = torch.arange(patches_a_side(self.family.vision or {}) ** 2)[None]
-        self.fill(tower, PREFIX)
+        self.fill_tower(tower, PREFIX, "encoder.layers")
         self.fill(projector, "multi_modal_projector.")
         for group in groups:
             pixels = torch.from_numpy(np.stack([pixels for pixels, _ in group])).to(self.dtype)

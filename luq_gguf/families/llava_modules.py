@@ -33,7 +33,7 @@ class Modules(LlamaModules):
             tower, projector = CLIPVisionModel(self.config.vision_config), LlavaMultiModalProjector(self.config)
         places = torch.arange(patches_a_side(self.family.vision or {}) ** 2 + 1)[None]
         tower.embeddings.position_ids = places  # in no checkpoint
-        self.fill(tower, PREFIX)
+        self.fill_tower(tower, PREFIX, "encoder.layers")
         self.fill(projector, "multi_modal_projector.")
         for group in groups:
             pixels = torch.from_numpy(np.stack([pixels for pixels, _ in group])).to(self.dtype)

@@ -31,7 +31,7 @@ class QwenVLModules(DecoderModules):
         with torch.device("meta"):
             tower = self.tower_class(vision)
         tower.rotary_pos_emb = self.tower_rotary_class(vision)  # its frequencies are in no checkpoint
-        self.fill(tower, "visual.")
+        self.fill_tower(tower, "visual.", "blocks")
         for group in groups:
             rows = torch.from_numpy(np.concatenate([rows for rows, _ in group])).to(self.dtype)
             grids = torch.tensor([[1, *grid] for _, grid in group])
