@@ -154,6 +154,7 @@ class _Pass:
         self.rows: dict[str, list[EntropyRow]] = {}
         self.changes: dict[str, list[float]] = {}
         self.kept = AnalysisState(keep)
+        self.room: dict[str, torch.Tensor] = {}
 
     def run(self, *, input_entropy: bool) -> Analysis:
         state = self.kept.layers()
@@ -217,7 +218,7 @@ class _Pass:
 
     def _open_layer(self, index: int) -> torch.nn.Module:
         """A layer with its weights; those of the next are read while it computes."""
-        module = self.modules.layer(index)
+        module = self.modules.layer(index, self.room)
         self.modules.read_ahead(index + 1)
         return module
 

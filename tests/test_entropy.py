@@ -10,16 +10,20 @@ import warnings
 
 import numpy as np
 import pytest
+from sklearn.cluster import KMeans, kmeans_plusplus
 
 from luq_gguf.artifacts import EntropyRow
 from luq_gguf.entropy import (
     CLUSTERS,
     MAX_VECTORS,
+    _cluster,
+    choose_centers,
     choose_tokens,
     cluster_count,
     entropy_warning,
     measure_entropy,
     order_stability,
+    squared_distances,
     token_rank,
 )
 
@@ -159,3 +163,34 @@ def test_stability_where_there_is_nothing_to_compare():
     assert order_stability(rows_of((1, 2, 3))) == 1
     assert order_stability(rows_of((1,), (2,))) == 1
     assert order_stability(rows_of((0, 0), (0, 0))) == 0
+
+
+@pytest.mark.parametrize("kind", ["cloud", "far groups", "equal vectors", "few distinct"])
+@pytest.mark.parametrize("seed", [0, 3])
+def test_k_means_begins_where_scikit_learn_does(kind, seed):
+    """The same centers for a seed, hence the same clusters as its own K-means gives."""
+    rng = np.random.default_rng(7)
+    points = {
+        "cloud": lambda: rng.standard_normal((1500, 48)) * rng.lognormal(size=48) + 5,
+        "far groups": lambda: far_points([30] * 40, noise=1.0),
+        "equal vectors": lambda: np.full((300, 8), 3.5),
+        "few distinct": lambda: np.repeat(rng.standard_normal((12, 8)), 50, axis=0),
+    }[kind]().astype(np.float32)
+    chosen = choose_centers(squared_distances(points), 30, seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = KMeans(n_clusters=30, n_init=1, random_state=seed, algorithm="lloyd").fit(points)
+        labels = _cluster(points, squared_distances(points), 30, seed)
+    if kind in ("cloud", "far groups"):
+        _, expected = kmeans_plusplus(points.astype(np.float64), 30, random_state=seed)
+        assert chosen.tolist() == expected.tolist()
+    found = np.unique(labels, return_counts=True)[1]
+    assert sorted(found) == sorted(np.unique(model.labels_, return_counts=True)[1])
+
+
+def test_distances_are_those_of_the_vectors():
+    points = (np.random.default_rng(0).standard_normal((50, 20)) + 100).astype(np.float32)
+    differences = points[:, None].astype(np.float64) - points[None]
+    found = squared_distances(points)
+    np.testing.assert_allclose(found, np.square(differences).sum(axis=2), rtol=1e-9, atol=1e-9)
+    assert (np.diag(found) == 0).all()

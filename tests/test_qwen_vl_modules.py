@@ -58,6 +58,30 @@ def test_image_features_are_the_models(pico_checkpoint, model, dtype, together):
     assert (found.float() - expected).abs().max() < tolerance * expected.abs().max()
 
 
+def test_a_tower_holds_one_block_at_a_time(pico_checkpoint, monkeypatch):
+    modules = modules_of(pico_checkpoint)
+    towers, held = [], []
+    fill_tower, fill = Modules.fill_tower, Modules.fill
+
+    def remember(self, tower, *more):
+        towers.append(tower)
+        fill_tower(self, tower, *more)
+
+    def look(self, module, prefix, **options):
+        fill(self, module, prefix, **options)
+        if "blocks." in prefix:
+            held.append(sum(not next(block.parameters()).is_meta for block in towers[0].blocks))
+
+    monkeypatch.setattr(Modules, "fill_tower", remember)
+    monkeypatch.setattr(Modules, "fill", look)
+    image = patchify(draw_scene(make_scene(0)).resize((84, 84)), modules.family)
+    with torch.inference_mode():
+        features = [rows for group in modules.image_features([[image], [image]]) for rows in group]
+    assert held == [1] * (2 * len(towers[0].blocks))
+    assert torch.equal(*features)
+    assert all(parameter.is_meta for parameter in towers[0].blocks.parameters())
+
+
 def test_the_smallest_and_the_longest_image_go_through_the_tower(modules):
     for size in ((28, 28), (28, 28 * 40)):
         image = fit_to_grid(draw_scene(make_scene(0)).resize(size), Limits(28, 1, 10**7))

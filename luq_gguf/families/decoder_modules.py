@@ -18,9 +18,11 @@ from luq_gguf.checkpoint import Checkpoint, require_finite
 from luq_gguf.errors import CheckpointError, TensorError, UnsupportedModelError
 from luq_gguf.families.base import Family
 
-HEAD_ROWS = 16384
+HEAD_ROWS = 4096
 Prepared = tuple[NDArray[np.float32], tuple[int, int]]
 """An image as the vision tower takes it, and its rows and columns of patches."""
+Room = dict[str, torch.Tensor]
+"""Tensors by their names in a module: memory that one layer after the other is read into."""
 
 
 class DecoderModules:
@@ -56,38 +58,49 @@ class DecoderModules:
             names = [tensor.source for tensor in self.family.text_tensors() if tensor.source.startswith(prefix)]
             self.checkpoint.read_ahead([self.family.find(self.checkpoint, name) for name in names])
 
-    def tensor(self, source: str) -> torch.Tensor:
-        """A tensor of the checkpoint in the compute type; raises TensorError where it is not finite."""
-        name = self.family.find(self.checkpoint, source)
-        return self._torch(self.checkpoint.read(name), name)
+    def tensor(self, source: str, room: torch.Tensor | None = None) -> torch.Tensor:
+        """A tensor of the checkpoint in the compute type, in `room` where that has its shape.
 
-    def _torch(self, stored: NDArray[Any], name: str) -> torch.Tensor:
-        if name not in self._finite:
-            require_finite(stored, name)
-            self._finite.add(name)
-        tensor = torch.from_numpy(stored)
-        return (tensor.view(torch.bfloat16) if stored.dtype == np.uint16 else tensor).to(self.dtype)
+        Raises TensorError where it is not finite.
+        """
+        name = self.family.find(self.checkpoint, source)
+        shape = self.checkpoint.info(name).shape
+        fits = room is not None and room.shape == shape
+        made = room if fits and room is not None else torch.empty(shape, dtype=self.dtype)
+        flat, start = made.view(-1), 0
+        for part in self.checkpoint.chunks(name, 0, flat.numel()):
+            if name not in self._finite:
+                require_finite(part, name)
+            values = torch.from_numpy(part)
+            flat[start : start + len(part)] = values.view(torch.bfloat16) if part.dtype == np.uint16 else values
+            start += len(part)
+        self._finite.add(name)
+        return made
 
     def fill_tower(self, tower: torch.nn.Module, prefix: str, blocks: str) -> None:
         """Give a tower on the meta device its tensors; each of its `blocks` has them only while it computes."""
         self.fill(tower, prefix, without=f"{blocks}.")
+        room: Room = {}
         for name, block in tower.get_submodule(blocks).named_children():
-            block.register_forward_pre_hook(self._filler(f"{prefix}{blocks}.{name}."))
+            block.register_forward_pre_hook(self._filler(f"{prefix}{blocks}.{name}.", room))
             block.register_forward_hook(_empty)
 
-    def _filler(self, prefix: str) -> Callable[..., None]:
-        return lambda module, _: self.fill(module, prefix)
+    def _filler(self, prefix: str, room: Room) -> Callable[..., None]:
+        return lambda module, _: self.fill(module, prefix, room=room)
 
-    def fill(self, module: torch.nn.Module, prefix: str, *, without: str | None = None) -> None:
+    def fill(
+        self, module: torch.nn.Module, prefix: str, *, without: str | None = None, room: Room | None = None
+    ) -> None:
         """Give a module on the meta device the checkpoint's tensors whose names begin with `prefix`.
 
-        Those whose names go on with `without` stay there.
+        Those whose names go on with `without` stay there. What was filled in `room` before is overwritten.
         """
+        room = {} if room is None else room
         state = {}
         for name, place in module.state_dict().items():
             if without is not None and name.startswith(without):
                 continue
-            state[name] = self.tensor(prefix + name)
+            state[name] = room[name] = self.tensor(prefix + name, room.get(name))
             if state[name].shape != place.shape:
                 found, wanted = tuple(state[name].shape), tuple(place.shape)
                 raise TensorError(
@@ -110,11 +123,11 @@ class DecoderModules:
         """
         raise UnsupportedModelError(f"{self.family.name} takes no images, these {len(list(groups))} groups neither")
 
-    def layer(self, index: int) -> torch.nn.Module:
-        """One decoder layer with its weights."""
+    def layer(self, index: int, room: Room | None = None) -> torch.nn.Module:
+        """One decoder layer with its weights; those of an earlier one in the same `room` are gone."""
         with torch.device("meta"):
             module: torch.nn.Module = self.layer_class(self.text, index)
-        self.fill(module, f"model.layers.{index}.")
+        self.fill(module, f"model.layers.{index}.", room=room)
         return module
 
     def run(self, module: torch.nn.Module, states: torch.Tensor, rotary: Any, is_image: torch.Tensor) -> torch.Tensor:
