@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from luq_gguf.analysis_state import AnalysisState, LayerState
+from luq_gguf.analysis_state import AnalysisState, LayerState, shape_of
 from luq_gguf.artifacts import MODALITIES, EntropyRow, LayerScores
 from luq_gguf.changes import Additions
 from luq_gguf.checkpoint import Checkpoint
@@ -228,7 +228,7 @@ class _Pass:
             for name, by_modality in self.sums.squares.items()
             for key, row in by_modality.items()
         }
-        shapes = [tuple(batch.states.shape) for batch in batches]
+        shapes = [shape_of(batch.states) for batch in batches]
         state = LayerState(done, shapes, squares, self.sums.counts, self.rows, self.changes)
         self.kept.keep_layers(state, features_done=done >= self.modules.deep_layers)
 

@@ -97,7 +97,7 @@ class AnalysisState:
     def _map(path: Path, nbytes: int) -> np.memmap[Any, np.dtype[np.uint8]]:
         try:
             if path.stat().st_size != nbytes:
-                raise ArtifactError(f"{path} has another size than {nbytes:,} bytes")
+                raise ValueError(f"it has another size than {nbytes:,} bytes")
             return np.memmap(path, np.uint8, mode="r+")
         except Exception as error:
             raise _broken(path, error) from error
@@ -165,6 +165,12 @@ class AnalysisState:
         if features_done:
             for path in self.folder.glob("features-*.safetensors"):
                 path.unlink()
+
+
+def shape_of(states: torch.Tensor) -> Shape:
+    """The shape of a batch' states."""
+    count, tokens, hidden = states.shape
+    return count, tokens, hidden
 
 
 def _broken(path: Path, error: Exception) -> ArtifactError:

@@ -66,7 +66,8 @@ def test_sums_widen_a_block_at_a_time() -> None:
 
 
 HEAP = """
-import resource, torch
+import resource
+import numpy as np
 from luq_gguf.heap import reused_heap
 
 def resident():
@@ -75,10 +76,10 @@ def resident():
 before = resident()
 with reused_heap():
     for _ in range(4):
-        torch.zeros(1 << 24)
+        np.full(1 << 23, 1.0)
     kept = resident()
     for _ in range(4):
-        torch.zeros(1 << 24)
+        np.full(1 << 23, 1.0)
     again = resident()
 print(kept - before, again - kept, resident() - before)
 """
