@@ -257,6 +257,28 @@ def test_parts_that_were_to_be_kept_stay_until_told_otherwise(
     assert not parts.exists()
 
 
+@pytest.mark.parametrize("changes", [{"sequential": True}, {"order": "damage", "samples": 30}])
+def test_parts_that_were_tried_or_read_before_move_in_the_end(
+    pico_checkpoint: Path, tmp_path: Path, watch: Watch, changes: dict
+) -> None:
+    """Killed while they move, nothing is quantized, measured, or tried again."""
+
+    def kill(what: str, done: int, total: int) -> None:
+        if (what, done) == ("quantize", 2) and list((tmp_path / "moved" / ".work").glob("growing-*")):
+            raise Killed
+
+    settings = replace(SETTINGS, low_layers=1, **changes)
+    kept = convert(str(pico_checkpoint), tmp_path / "kept", replace(settings, keep_parts=True))
+    alone, watch.quantized = watch.quantized, 0
+    with pytest.raises(Killed):
+        convert(str(pico_checkpoint), tmp_path / "moved", settings, kill)
+    assert watch.quantized in {alone, alone - 1}
+    made = convert(str(pico_checkpoint), tmp_path / "moved", settings)
+    assert made.model.read_bytes() == kept.model.read_bytes()
+    assert watch.quantized == alone
+    assert not (tmp_path / "moved" / ".work" / "parts").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "high", "moves"),
     [({}, 1 << 20, False), ({}, 1 << 32, True), ({"keep_parts": False}, 1 << 20, True),
