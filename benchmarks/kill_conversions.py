@@ -37,8 +37,8 @@ UNLIKE = {"manifest.json"}
 """It holds seconds and times of change."""
 
 
-def convert(model: Path, out: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "luq_gguf", "convert", str(model), "--out", str(out), *OPTIONS, "--json"]
+def convert(model: Path, out: Path, more: tuple[str, ...]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "luq_gguf", "convert", str(model), "--out", str(out), *OPTIONS, *more, "--json"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -61,7 +61,7 @@ def stage_of(out: Path) -> str:
     work = out / ".work"
     if (out / "manifest.json").exists():
         return "finished"
-    if any((work / "parts").glob("*.gguf")):
+    if any((work / "parts").glob("*.gguf")) or any(work.glob("growing-*")):
         return "quantizing or later"
     if any(work.glob("analysis-*")):
         return "analyzed"
@@ -70,9 +70,9 @@ def stage_of(out: Path) -> str:
     return "in the pictures" if any(work.glob("analyzing-*")) else "before the analysis"
 
 
-def kill_one(model: Path, out: Path, moment: float, rng: random.Random) -> str:
+def kill_one(model: Path, out: Path, moment: float, rng: random.Random, more: tuple[str, ...]) -> str:
     """Kill one process of a conversion after so many seconds; returns the stage it was in."""
-    process = convert(model, out)
+    process = convert(model, out, more)
     started = time.monotonic()
     while process.poll() is None and time.monotonic() - started < moment:
         time.sleep(0.002)
@@ -87,21 +87,21 @@ def kill_one(model: Path, out: Path, moment: float, rng: random.Random) -> str:
     return stage_of(out)
 
 
-def run(model: Path, moments: int, seed: int, scratch: Path) -> dict[str, Any]:
+def run(model: Path, moments: int, seed: int, scratch: Path, more: tuple[str, ...]) -> dict[str, Any]:
     """Kill `moments` conversions, go on with each; raises SystemExit where a file differs."""
     rng = random.Random(seed)
     began = time.monotonic()
-    finish(convert(model, scratch / "undisturbed"))
+    finish(convert(model, scratch / "undisturbed", more))
     seconds = time.monotonic() - began
     expected = hashes(scratch / "undisturbed")
     stages: collections.Counter[str] = collections.Counter()
     for number in range(moments):
         out = scratch / f"killed-{number}"
-        stages[kill_one(model, out, rng.uniform(0, seconds), rng)] += 1
+        stages[kill_one(model, out, rng.uniform(0, seconds), rng, more)] += 1
         for name, digest in hashes(out).items():
             if expected.get(name) != digest:
                 raise SystemExit(f"{name} stood half-written under its final name")
-        finish(convert(model, out))
+        finish(convert(model, out, more))
         if hashes(out) != expected or list(out.rglob("*.partial")):
             raise SystemExit(f"after a kill the files differ: {hashes(out)}, expected {expected}")
         shutil.rmtree(out)
@@ -125,12 +125,19 @@ def main() -> None:
     parser.add_argument("--moments", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", type=Path, default=CHECKPOINT)
+    parser.add_argument("--no-keep-parts", action="store_true", help="let the parts move into the result")
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
+    more = ("--no-keep-parts",) if options.no_keep_parts else ()
     with tempfile.TemporaryDirectory() as scratch:
-        found = run(options.model, options.moments, options.seed, Path(scratch))
+        found = run(options.model, options.moments, options.seed, Path(scratch), more)
     command = f"python benchmarks/kill_conversions.py --moments {options.moments} --seed {options.seed}"
-    about = {"command": command, "options": OPTIONS, "versions": versions(), "machine": platform.machine()}
+    about = {
+        "command": " ".join((command, *more)),
+        "options": (*OPTIONS, *more),
+        "versions": versions(),
+        "machine": platform.machine(),
+    }
     content = {**about, **found, "differences": 0}
     options.json.write_text(json.dumps(content, indent=2) + "\n")
     print(format_markdown(content))

@@ -156,17 +156,38 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        yield partial
-        with partial.open("rb") as handle:
-            os.fsync(handle.fileno())
-        partial.replace(path)
-        _flush_folder(path.parent)
+        with naming_full_disk(path):
+            yield partial
+            with partial.open("rb") as handle:
+                os.fsync(handle.fileno())
+            partial.replace(path)
+            _flush_folder(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """Raise DiskSpaceError where the disk runs full while `path` is written, whatever the writer makes of that."""
+    try:
+        yield
     except Exception as error:
         if _is_full(path.parent, error):
             raise _disk_full(path) from error
         raise
-    finally:
-        partial.unlink(missing_ok=True)
+
+
+def move_file(source: Path, target: Path) -> None:
+    """Give a flushed file its final name, on another disk by a copy."""
+    try:
+        source.replace(target)
+        _flush_folder(target.parent)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        with atomic_path(target) as partial:
+            shutil.copyfile(source, partial)
+        source.unlink()
 
 
 def _is_full(folder: Path, error: Exception) -> bool:

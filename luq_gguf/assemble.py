@@ -6,7 +6,8 @@ would write in one run over the whole model: its order of tensors and metadata, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,7 +16,7 @@ from gguf.constants import GGML_QUANT_VERSION, GGMLQuantizationType, Keys
 from luq_gguf import TOOL
 from luq_gguf.artifacts import Plan, atomic_path, require_space
 from luq_gguf.errors import ArtifactError
-from luq_gguf.gguf_file import GGUFFile, GGUFTensor, encode_header, raw_value, write_padding
+from luq_gguf.gguf_file import GGUFFile, GGUFTensor, align, encode_header, raw_value, tensor_bytes, write_padding
 from luq_gguf.importance import ImatrixNote
 from luq_gguf.plan import tensor_order
 from luq_gguf.progress import Progress, silent
@@ -23,6 +24,91 @@ from luq_gguf.type_names import parse_high_type
 
 COPY_BYTES = 1 << 22
 _SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """The file of a plan before any tensor is in it: its header, and where every tensor will lie, in their order.
+
+    `base` is the header of the 16-bit file, whose metadata it has, with what quantizing adds.
+    """
+
+    base: Path
+    header: bytes
+    tensors: dict[str, GGUFTensor]
+
+    @classmethod
+    def draw(cls, base_header: Path, plan: Plan, imatrix: ImatrixNote | None = None) -> Blueprint:
+        """The blueprint of a plan; raises ArtifactError where the header is of another model."""
+        base = GGUFFile.open(base_header)
+        if plan.types.keys() != base.tensors.keys():
+            raise ArtifactError(
+                f"the plan is of {len(plan.types)} tensors, the header of {len(base.tensors)}",
+                path=base_header,
+                hint="take a plan of this model",
+            )
+        types = {name: GGMLQuantizationType[kind] for name, kind in plan.types.items()}
+        header = _encode(base, types, plan.high_type, imatrix)
+        tensors: dict[str, GGUFTensor] = {}
+        end = len(header)
+        for name in tensor_order(types):
+            shape = base.tensors[name].shape
+            tensors[name] = GGUFTensor(name, shape, types[name], end, tensor_bytes(types[name], shape))
+            end = place_of(tensors[name]).stop
+        return cls(base_header, header, tensors)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the whole file."""
+        return max((place_of(tensor).stop for tensor in self.tensors.values()), default=len(self.header))
+
+    def require_size(self, plan: Plan, target: Path) -> None:
+        """Raise ArtifactError unless the file has the bytes that its plan says."""
+        if self.size_bytes != plan.size_bytes:
+            raise ArtifactError(
+                f"{target.name} comes to {self.size_bytes:,} bytes, its plan says {plan.size_bytes:,}",
+                path=target,
+                hint="make the plan again",
+            )
+
+    def find(self, parts: Sequence[Path], names: Iterable[str]) -> list[tuple[Path, GGUFTensor]]:
+        """Each named tensor, in the order of the file, with the part that holds it.
+
+        Raises ArtifactError where one is missing from the parts, or of another type or shape.
+        """
+        held = {tensor.name: (part, tensor) for part in parts for tensor in GGUFFile.open(part).tensors.values()}
+        return [self._check(held, name) for name in tensor_order(names)]
+
+    def _check(self, held: Mapping[str, tuple[Path, GGUFTensor]], name: str) -> tuple[Path, GGUFTensor]:
+        if name not in held:
+            raise ArtifactError(f"no part holds {name}", path=self.base, hint="quantize the missing layer again")
+        part, found = held[name]
+        wanted = self.tensors[name]
+        if (found.type, found.shape) != (wanted.type, wanted.shape):
+            raise ArtifactError(
+                f"{part} has {name} as {found.type.name} {found.shape}, wanted is {wanted.type.name} {wanted.shape}",
+                path=part,
+                hint="delete this part",
+            )
+        return part, found
+
+    def copy(self, found: Sequence[tuple[Path, GGUFTensor]], target: BinaryIO, progress: Progress, done: int) -> int:
+        """Copy tensors of parts to their places in a file that has `done` bytes of tensors; returns what it has now."""
+        total = sum(tensor.nbytes for tensor in self.tensors.values())
+        for part, tensor in found:
+            target.seek(self.tensors[tensor.name].offset)
+            with part.open("rb") as source:
+                source.seek(tensor.offset)
+                _copy(source, target, tensor.nbytes)
+            write_padding(target)
+            done += tensor.nbytes
+            progress("assemble", done, total)
+        return done
+
+
+def place_of(tensor: GGUFTensor) -> range:
+    """The bytes of a file that a tensor takes, with the padding that follows."""
+    return range(tensor.offset, align(tensor.offset + tensor.nbytes))
 
 
 def assemble(
@@ -39,21 +125,13 @@ def assemble(
     Raises ArtifactError where a tensor is missing from the parts or of another type or shape than the plan
     and the header say, DiskSpaceError where the file would not fit.
     """
-    base = GGUFFile.open(base_header)
-    found = _find_tensors(parts, base, plan)
-    header = _header(base, plan, imatrix)
+    blueprint = Blueprint.draw(base_header, plan, imatrix)
+    found = blueprint.find(parts, plan.types)
     require_space(target.parent, plan.size_bytes, f"writing {target.name}")
-    with atomic_path(target) as partial:
-        with partial.open("wb") as handle:
-            handle.write(header)
-            _copy_tensors(handle, found, progress)
-        written = partial.stat().st_size
-        if written != plan.size_bytes:
-            raise ArtifactError(
-                f"{target.name} came to {written:,} bytes, its plan says {plan.size_bytes:,}",
-                path=target,
-                hint="make the plan again",
-            )
+    blueprint.require_size(plan, target)
+    with atomic_path(target) as partial, partial.open("wb") as handle:
+        handle.write(blueprint.header)
+        blueprint.copy(found, handle, progress, 0)
 
 
 def header_bytes(base: GGUFFile, high_type: str, imatrix: ImatrixNote | None) -> int:
@@ -62,11 +140,6 @@ def header_bytes(base: GGUFFile, high_type: str, imatrix: ImatrixNote | None) ->
     `base` is the header of the 16-bit file; the types of the tensors do not matter to the size.
     """
     return len(_encode(base, {name: tensor.type for name, tensor in base.tensors.items()}, high_type, imatrix))
-
-
-def _header(base: GGUFFile, plan: Plan, imatrix: ImatrixNote | None) -> bytes:
-    types = {name: GGMLQuantizationType[kind] for name, kind in plan.types.items()}
-    return _encode(base, types, plan.high_type, imatrix)
 
 
 def _encode(
@@ -90,45 +163,6 @@ def final_metadata(base: GGUFFile, high_type: str, imatrix: ImatrixNote | None) 
     }
     kept = (key for key in base.metadata if key not in added and key not in _SPLIT_KEYS)
     return {key: base.metadata.raw(key) for key in kept} | {key: raw_value(value) for key, value in added.items()}
-
-
-def _find_tensors(parts: Sequence[Path], base: GGUFFile, plan: Plan) -> list[tuple[Path, GGUFTensor]]:
-    """Every tensor of the file in its order, with the part that holds it."""
-    if plan.types.keys() != base.tensors.keys():
-        raise ArtifactError(
-            f"the plan is of {len(plan.types)} tensors, the header of {len(base.tensors)}",
-            path=base.path,
-            hint="take a plan of this model",
-        )
-    held = {tensor.name: (part, tensor) for part in parts for tensor in GGUFFile.open(part).tensors.values()}
-    return [_check(held, name, base, plan) for name in tensor_order(plan.types)]
-
-
-def _check(
-    held: Mapping[str, tuple[Path, GGUFTensor]], name: str, base: GGUFFile, plan: Plan
-) -> tuple[Path, GGUFTensor]:
-    if name not in held:
-        raise ArtifactError(f"no part holds {name}", path=base.path, hint="quantize the missing layer again")
-    part, tensor = held[name]
-    if tensor.type.name != plan.types[name] or tensor.shape != base.tensors[name].shape:
-        raise ArtifactError(
-            f"{part} has {name} as {tensor.type.name} {tensor.shape}, wanted is {plan.types[name]} "
-            f"{base.tensors[name].shape}",
-            path=part,
-            hint="delete this part",
-        )
-    return part, tensor
-
-
-def _copy_tensors(target: BinaryIO, found: Sequence[tuple[Path, GGUFTensor]], progress: Progress) -> None:
-    total, done = sum(tensor.nbytes for _, tensor in found), 0
-    for part, tensor in found:
-        with part.open("rb") as source:
-            source.seek(tensor.offset)
-            _copy(source, target, tensor.nbytes)
-        write_padding(target)
-        done += tensor.nbytes
-        progress("assemble", done, total)
 
 
 def _copy(source: BinaryIO, target: BinaryIO, count: int) -> None:

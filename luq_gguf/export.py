@@ -78,11 +78,16 @@ def export_vision(
     `made_by` is noted as `general.quantized_by`; without it the file is the one that llama.cpp's converter writes.
     """
     kind = resolve_dtype(checkpoint, dtype)
-    tensors = [OutputTensor(tensor, family.vision_type(tensor, kind)) for tensor in family.vision_tensors()]
+    tensors = _vision_outputs(family, kind)
     metadata = family.vision_metadata(checkpoint, dtype=kind)
     if made_by:
         metadata.append((gguf.Keys.General.QUANTIZED_BY, made_by, gguf.GGUFValueType.STRING, None))
     _write(checkpoint, family, target, metadata, tensors, progress=progress, what="export vision tower")
+
+
+def vision_bytes(checkpoint: Checkpoint, family: Family, dtype: str) -> int:
+    """Bytes of the tensors of the vision part's file."""
+    return sum(_padded(tensor.nbytes) for tensor in _vision_outputs(family, resolve_dtype(checkpoint, dtype)))
 
 
 def text_layout(family: Family, dtype: Dtype) -> dict[str, tuple[tuple[int, ...], GGMLQuantizationType]]:
@@ -123,6 +128,10 @@ def resolve_dtype(checkpoint: Checkpoint, dtype: str) -> Dtype:
 
 def _text_outputs(family: Family, dtype: Dtype) -> list[OutputTensor]:
     return [OutputTensor(tensor, family.text_type(tensor, dtype)) for tensor in family.text_tensors()]
+
+
+def _vision_outputs(family: Family, dtype: Dtype) -> list[OutputTensor]:
+    return [OutputTensor(tensor, family.vision_type(tensor, dtype)) for tensor in family.vision_tensors()]
 
 
 def _write(

@@ -6,16 +6,13 @@ Takes a job and its samples; conversions and sweeps begin with it.
 from __future__ import annotations
 
 import contextlib
-import errno
-import functools
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from luq_gguf import TOOL
 from luq_gguf.analysis import AnalysisFiles, run_analysis
-from luq_gguf.artifacts import atomic_path, require_space, scratch_folder
+from luq_gguf.artifacts import move_file, scratch_folder
 from luq_gguf.export import export_vision
 from luq_gguf.imatrix import (
     check_importance,
@@ -30,8 +27,8 @@ from luq_gguf.job import IMATRIX, Job, Settings, key_of
 from luq_gguf.layout import Layout, lay_out, write_header
 from luq_gguf.making import Maker
 from luq_gguf.manifest import versions
-from luq_gguf.plan import choose_order
 from luq_gguf.quantizer import Quantizer
+from luq_gguf.room import require_room
 from luq_gguf.samples import CalibrationSet
 from luq_gguf.speed_budget import AUTO_TYPES
 from luq_gguf.trials import Trials, open_trials
@@ -64,14 +61,7 @@ class Groundwork:
         target = self.maker.job.mmproj
         if self.mmproj is None or target is None:
             return
-        try:
-            self.mmproj.replace(target)
-        except OSError as error:
-            if error.errno != errno.EXDEV:
-                raise
-            with atomic_path(target) as partial:
-                shutil.copyfile(self.mmproj, partial)
-            self.mmproj.unlink()
+        move_file(self.mmproj, target)
 
 
 @contextlib.contextmanager
@@ -122,21 +112,3 @@ def write_importance(
         matrix = floor_importance(merge_importance([matrix, *(read_importance(path) for path in merged)]))
     write_imatrix(target, matrix)
     return target
-
-
-def require_room(job: Job, layout: Layout) -> None:
-    """Refuse, before any work, a budget that no file meets and a disk that the work would fill."""
-    layers = job.family.layers
-    depth = choose_order(None, "depth", layers)
-    everything_low = layout.plan(depth, "depth", job.settings.budget, strict=job.settings.strict)
-    sizes = layout.sizes(depth)
-    largest = everything_low.size_bytes if job.settings.low_layers is not None else max(sizes)
-    text = min(largest, max(job.settings.max_size or largest, min(sizes)))
-    vision = 4 * sum(_elements(tensor.shape) for tensor in job.family.vision_tensors())
-    parts = 0 if any(job.parts.glob("*.gguf")) else text
-    copies = 2 if job.settings.bundle else 1
-    require_space(job.out, copies * (text + vision) + parts + layout.largest_source_part(), f"converting {job.name}")
-
-
-def _elements(shape: tuple[int, ...]) -> int:
-    return functools.reduce(int.__mul__, shape, 1)

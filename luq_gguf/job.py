@@ -31,6 +31,9 @@ PLAN, SCORES, IMATRIX, MANIFEST = "plan.json", "scores.json", "imatrix.gguf", "m
 SUMS, REFERENCE, TENSOR_TYPES = "sums.safetensors", "reference.safetensors", "tensor-types.txt"
 HEADER, MODEL, QUALITY = "header.bin", "model.json", "quality.json"
 WORK = ".work"
+KEPT = "kept"
+"""The empty file in the folder of quantized layers which says that a user wanted them kept."""
+SMALL_MODEL_BYTES = 2 * 2**30
 MMPROJ_TYPES = ("f16", "bf16", "f32")
 COMPUTE_TYPES = ("auto", "bf16", "f32")
 
@@ -42,8 +45,8 @@ class Settings:
     `max_size` is in bytes of the text GGUF; `min_tps` are generated tokens a second, predicted by the `profile` of a
     CPU (None: this one's), and `low_type` "auto" takes the smallest that slows nothing down; `max_drop` is the share of
     answer tokens, measured on the held-out samples, in which the file may differ from the 16-bit model; `threads` 0
-    means all cores; `keep_parts` None keeps the quantized layers of small models; `work` None means a folder beside the
-    results;
+    means all cores; `keep_parts` None keeps the quantized layers of small models, and where an earlier run was told to
+    keep them; `work` None means a folder beside the results;
     `check_all` hashes every byte of the checkpoint where times of change cannot be trusted; `imatrix` files, merged,
     take the place of the measured importance matrix; `evaluate` measures the quality of what was made;
     `sequential` measures the importance matrix again along the quantized model.
@@ -183,6 +186,22 @@ class Job:
     def parts(self) -> Path:
         """Quantized layers, each under a name made of everything that its bytes depend on."""
         return self.work / "parts"
+
+    def remember_parts(self) -> None:
+        """Leave word that quantized layers are to stay for later runs, where these settings say so."""
+        if self.settings.keep_parts:
+            self.parts.mkdir(parents=True, exist_ok=True)
+            (self.parts / KEPT).touch()
+
+    def keeps_parts(self, high_size_bytes: int) -> bool:
+        """Whether quantized layers stay for other budgets: as asked now or before, else where they are small."""
+        if self.settings.keep_parts is not None:
+            return self.settings.keep_parts
+        return high_size_bytes < SMALL_MODEL_BYTES or (self.parts / KEPT).exists()
+
+    def moves_parts(self, high_size_bytes: int) -> bool:
+        """Whether quantized layers may go as soon as they are in the result: a measured speed may ask for another."""
+        return not self.keeps_parts(high_size_bytes) and self.settings.min_tps is None
 
     @property
     def mmproj(self) -> Path | None:

@@ -36,6 +36,7 @@ from luq_gguf.evidence import EVIDENCE, Evidence
 from luq_gguf.export import export_text, export_vision
 from luq_gguf.frontier import FrontierPoint, better_preset
 from luq_gguf.groundwork import Groundwork, prepare, write_importance
+from luq_gguf.growing import drop_growing
 from luq_gguf.imatrix import (
     check_importance,
     floor_importance,
@@ -82,7 +83,6 @@ __all__ = [
 
 FOR_LATER = (TENSOR_TYPES, SUMS, REFERENCE, HEADER, MODEL, QUALITY, EVIDENCE)
 """What a conversion leaves beside its results for planning, mixing and judging again."""
-SMALL_MODEL_BYTES = 2 * 2**30
 
 
 @dataclass(frozen=True)
@@ -202,10 +202,12 @@ def convert(model: str, out: Path, settings: Settings, progress: Progress = sile
     if finished is not None:
         return _finished_conversion(job, finished)
     with job.working():
+        job.remember_parts()
         result = _convert(job, calibration, brought, rule)
         finish(job, request, calibration, result)
-        if not keeps_parts(settings, result.plan):
-            shutil.rmtree(job.parts)
+        if not job.keeps_parts(result.plan.high_size_bytes):
+            shutil.rmtree(job.parts, ignore_errors=True)
+        drop_growing(out)
     return result
 
 
@@ -225,7 +227,7 @@ def _convert(
             scores = ground.analysis.scores
             return choose_plan(settings, scores, ground.lay_out, limit, evidence=evidence, drop=drop)
 
-        made = make_to_speed(job, choose, lambda plan: _maker_of(ground, plan).make(plan), rule)
+        made = make_to_speed(job, choose, lambda plan: _maker_of(ground, plan).make_result(plan), rule)
         maker = _maker_of(ground, made.choice.plan)
         judged = _judge(made, trials.of(maker) if trials and settings.evaluate else None)
         if maker.imatrix != job.work / IMATRIX:
@@ -364,11 +366,6 @@ def plain_settings(settings: Settings) -> dict[str, str | int | float | bool | N
         if name not in without
     }
     return plain | {"imatrix": " ".join(f"{sha256_of(path)}:{path.name}" for path in settings.imatrix)}
-
-
-def keeps_parts(settings: Settings, plan: Plan) -> bool:
-    """Whether quantized layers stay for other budgets: as asked, else where they are small."""
-    return plan.high_size_bytes < SMALL_MODEL_BYTES if settings.keep_parts is None else settings.keep_parts
 
 
 def _copy(source: Path, target: Path) -> None:

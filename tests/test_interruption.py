@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -66,16 +67,43 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(converted: Run, pico_chec
     assert not list(out.rglob("*.partial"))
 
 
-@pytest.mark.parametrize("moment", ["analysis", "parts"])
+def test_a_killed_run_whose_parts_move_goes_on_with_the_file_that_grew(
+    converted: Run, pico_checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    process = start(pico_checkpoint, out, "--no-keep-parts")
+    try:
+        wait_for(lambda: any((out / ".work").glob("growing-*/journal.json")), process)
+    finally:
+        process.kill()
+        process.communicate()
+    (journal,) = (out / ".work").glob("growing-*/journal.json")
+    (grown,) = journal.parent.glob("*.gguf")
+    assert len(json.loads(journal.read_text())["parts"]) >= 1
+    assert not [path for path in out.iterdir() if path.is_file()]
+    inode = grown.stat().st_ino
+    arguments = ("convert", pico_checkpoint, "--out", out, "--low-layers", 1, *QUICK, "--no-keep-parts", "--json")
+    result = result_of(run_program(*arguments))
+    assert "analyze" not in result["seconds"]
+    assert Path(result["model"]).stat().st_ino == inode
+    assert Path(result["model"]).read_bytes() == Path(result_of(converted)["model"]).read_bytes()
+    assert not list(out.rglob("*.partial"))
+    assert not list((out / ".work").glob("growing-*"))
+    assert not (out / ".work" / "parts").exists()
+
+
+@pytest.mark.parametrize("moment", ["analysis", "parts", "growing"])
 def test_an_interrupted_run_says_so_and_leaves_nothing(pico_checkpoint: Path, tmp_path: Path, moment: str) -> None:
     out = tmp_path / "out"
-    process = start(pico_checkpoint, out, "--low-type", "IQ1_M", "--low-layers", 3)  # whose tables take seconds
+    slow = ("--low-type", "IQ1_M", "--low-layers", 3)  # whose tables take seconds
+    process = start(pico_checkpoint, out, *slow, *(("--no-keep-parts",) if moment == "growing" else ()))
     try:
         if moment == "analysis":
             wait_for((out / ".work").is_dir, process)
             time.sleep(1)
         else:
-            wait_for(lambda: any((out / ".work" / "parts").glob("*.gguf")), process)
+            made = "parts/*.gguf" if moment == "parts" else "growing-*/journal.json"
+            wait_for(lambda: any((out / ".work").glob(made)), process)
         sent = time.monotonic()
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=60)

@@ -13,10 +13,11 @@ SCRIPT = Path(__file__).parent.parent / "benchmarks" / "kill_conversions.py"
 
 
 @pytest.mark.slow
-def test_killed_conversions_go_on(pico_checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [(), ("--no-keep-parts",)])
+def test_killed_conversions_go_on(pico_checkpoint: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
     found = tmp_path / "found.json"
     done = subprocess.run(
-        [sys.executable, SCRIPT, "--moments", "30", "--model", pico_checkpoint, "--json", found],
+        [sys.executable, SCRIPT, "--moments", "30", "--model", pico_checkpoint, "--json", found, *options],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -36,10 +36,13 @@ def last_line(stderr: str) -> str:
 
 
 @pytest.mark.parametrize("megabytes", [0.05, 0.4, 1])
-def test_a_file_that_cannot_grow_is_a_full_disk(pico_checkpoint: Path, tmp_path: Path, megabytes: float) -> None:
+@pytest.mark.parametrize("options", [(), ("--no-keep-parts",)])
+def test_a_file_that_cannot_grow_is_a_full_disk(
+    pico_checkpoint: Path, tmp_path: Path, megabytes: float, options: tuple[str, ...]
+) -> None:
     """A limit on the size of files stops writers as a full disk does, also those in llama.cpp."""
     size = int(megabytes * 1e6)
-    arguments = ("convert", pico_checkpoint, "--out", tmp_path / "out", "--low-layers", 1, *QUICK)
+    arguments = ("convert", pico_checkpoint, "--out", tmp_path / "out", "--low-layers", 1, *QUICK, *options)
     done = run_limited(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)), *arguments)
     assert done.returncode == 1
     assert "full" in last_line(done.stderr)
@@ -98,12 +101,13 @@ echo "$first $second"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["analyzing-*/layers.safetensors", "parts/*.gguf"])
+@pytest.mark.parametrize("moment", ["analyzing-*/layers.safetensors", "parts/*.gguf", "growing-*/journal.json"])
 def test_a_disk_that_fills_in_the_middle(pico_checkpoint: Path, tmp_path: Path, moment: str) -> None:
     """In a mount namespace of its own, on a disk of 12 MB; the space is free again for the second run."""
     place = tmp_path / "disk"
     place.mkdir()
-    convert = command("convert", pico_checkpoint, "--out", place / "out", "--low-layers", 1, *QUICK)
+    moved = ("--no-keep-parts",) if moment.startswith("growing") else ()
+    convert = command("convert", pico_checkpoint, "--out", place / "out", "--low-layers", 1, *QUICK, *moved)
     script = FULL.format(moment=moment, place=place)
     done = subprocess.run(
         ["unshare", "-rm", "sh", "-c", script, "sh", place, *convert],

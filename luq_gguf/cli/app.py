@@ -89,7 +89,7 @@ def convert(
         bool | None,
         typer.Option(
             "--keep-parts/--no-keep-parts",
-            help="Keep quantized layers for other budgets; default: where they take less than 2 GiB.",
+            help="Keep quantized layers for other budgets; default: below 2 GiB, or where an earlier run was to.",
             show_default=False,
         ),
     ] = None,

@@ -1,0 +1,85 @@
+"""The room on the disk that a conversion needs: before anything is measured, and before the parts of a plan are made.
+
+Where parts move into the result as soon as they are made that is the result and one step, else the parts besides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from luq_gguf.artifacts import require_space
+from luq_gguf.export import vision_bytes
+from luq_gguf.growing import bytes_grown
+from luq_gguf.job import Job
+from luq_gguf.layout import Layout
+from luq_gguf.plan import MEASURED, choose_order
+
+
+@dataclass(frozen=True)
+class PartBytes:
+    """Bytes of a part, of its tensors in 16 bits, and whether it stands there already."""
+
+    quantized: int
+    source: int
+    is_there: bool
+
+    @property
+    def step(self) -> int:
+        """What is on the disk at once while it is made."""
+        return self.quantized if self.is_there else self.source + self.quantized
+
+
+def require_room(job: Job, layout: Layout) -> None:
+    """Refuse, before any work, a budget that no file meets and a disk that the work would fill.
+
+    What an earlier run left counts as there; of which plan its parts are is not known yet.
+    """
+    layers, settings = job.family.layers, job.settings
+    depth = choose_order(None, "depth", layers)
+    everything_low = layout.plan(depth, "depth", settings.budget, strict=settings.strict)
+    sizes = layout.sizes(depth)
+    largest = everything_low.size_bytes if settings.low_layers is not None else max(sizes)
+    text = min(largest, max(settings.max_size or largest, min(sizes)))
+    vision = vision_bytes(job.checkpoint, job.family, settings.mmproj_type)
+    tries = settings.max_drop is not None or settings.order in MEASURED
+    parts = 0 if job.moves_parts(everything_low.high_size_bytes) and not tries else text
+    results = (2 if settings.bundle else 1) * (text + vision) - bytes_grown(job.out)
+    left = max(0, parts - _bytes_of(job.parts, "*.gguf")) - _bytes_of(job.work, "mmproj-*.gguf")
+    require_spaces({job.out: results, job.work: left + layout.largest_step()}, f"converting {job.name}")
+
+
+def require_room_to_keep(target: Path, size: int, folder: Path, parts: list[PartBytes]) -> None:
+    """Raise DiskSpaceError unless parts in `folder` fit beside the file of `size` bytes that is made of them."""
+    missing = [part for part in parts if not part.is_there]
+    most = max((part.source for part in missing), default=0)
+    needed = {target.parent: size, folder: sum(part.quantized for part in missing) + most}
+    require_spaces(needed, f"making {target.name}")
+
+
+def require_room_to_grow(target: Path, folder: Path, parts: list[PartBytes]) -> None:
+    """Raise DiskSpaceError unless a file fits that grows by these parts, each of which goes when it is in the file."""
+    there = sum(part.quantized for part in parts if part.is_there)
+    steps = max((part.step for part in parts), default=0)
+    needed = {target.parent: sum(part.quantized for part in parts), folder: steps - there}
+    require_spaces(needed, f"making {target.name}")
+
+
+def require_spaces(needed: Mapping[Path, int], what: str) -> None:
+    """Raise DiskSpaceError unless each folder's disk has the bytes for `what`; folders on one disk share its room."""
+    disks: dict[int, tuple[Path, int]] = {}
+    for folder, count in needed.items():
+        disk = _existing(folder).stat().st_dev
+        first, before = disks.get(disk, (folder, 0))
+        disks[disk] = first, before + count
+    for folder, count in disks.values():
+        require_space(folder, count, what)
+
+
+def _existing(folder: Path) -> Path:
+    return next(place for place in (folder, *folder.absolute().parents) if place.exists())
+
+
+def _bytes_of(folder: Path, pattern: str) -> int:
+    return sum(path.stat().st_size for path in folder.glob(pattern))
