@@ -31,6 +31,8 @@ PLAN, SCORES, IMATRIX, MANIFEST = "plan.json", "scores.json", "imatrix.gguf", "m
 SUMS, REFERENCE, TENSOR_TYPES = "sums.safetensors", "reference.safetensors", "tensor-types.txt"
 HEADER, MODEL, QUALITY = "header.bin", "model.json", "quality.json"
 WORK = ".work"
+SMALL_MODEL_BYTES = 2 * 2**30
+"""Of models up to this size the quantized layers are kept unless it is said otherwise."""
 MMPROJ_TYPES = ("f16", "bf16", "f32")
 COMPUTE_TYPES = ("auto", "bf16", "f32")
 

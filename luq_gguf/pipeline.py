@@ -53,6 +53,7 @@ from luq_gguf.job import (
     QUALITY,
     REFERENCE,
     SCORES,
+    SMALL_MODEL_BYTES,
     SUMS,
     TENSOR_TYPES,
     WORK,
@@ -82,7 +83,6 @@ __all__ = [
 
 FOR_LATER = (TENSOR_TYPES, SUMS, REFERENCE, HEADER, MODEL, QUALITY, EVIDENCE)
 """What a conversion leaves beside its results for planning, mixing and judging again."""
-SMALL_MODEL_BYTES = 2 * 2**30
 
 
 @dataclass(frozen=True)
