@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from luq_gguf import TOOL
-from luq_gguf.analysis import AnalysisFiles, run_analysis
-from luq_gguf.artifacts import atomic_path, require_space, scratch_folder
+from luq_gguf.analysis import AnalysisFiles, is_analyzed, run_analysis
+from luq_gguf.artifacts import atomic_path, scratch_folder
 from luq_gguf.export import export_vision
 from luq_gguf.imatrix import (
     check_importance,
@@ -30,11 +29,13 @@ from luq_gguf.job import IMATRIX, Job, Settings, key_of
 from luq_gguf.layout import Layout, lay_out, write_header
 from luq_gguf.making import Maker
 from luq_gguf.manifest import versions
-from luq_gguf.plan import choose_order
+from luq_gguf.prompts import Prompts, tokenize_calibration
 from luq_gguf.quantizer import Quantizer
+from luq_gguf.resources import estimate, require_resources
 from luq_gguf.samples import CalibrationSet
 from luq_gguf.speed_budget import AUTO_TYPES
 from luq_gguf.trials import Trials, open_trials
+from luq_gguf.workload import expected_plan
 
 
 @dataclass(frozen=True)
@@ -87,13 +88,26 @@ def prepare(job: Job, calibration: CalibrationSet, brought: ImportanceMatrix | N
             header = write_header(job, scratch)
             some = replace(settings, low_type=AUTO_TYPES[0]) if settings.by_speed else settings
             first = lay_out(job.checkpoint.digest, header, some, dataset, quantizer)
-        require_room(job, first)
         if brought:
             check_importance(brought, first.surely_quantized(), header)
-        analysis = run_analysis(job, calibration)
+        prompts = check_first(job, first, calibration)
+        analysis = run_analysis(job, calibration, prompts)
         imatrix = write_importance(analysis.sums, settings.alpha, job.work / IMATRIX, instead=brought)
         maker = Maker(job, header, imatrix, quantizer)
         yield Groundwork(maker, calibration, analysis, dataset, _vision_part(job))
+
+
+def check_first(job: Job, layout: Layout, calibration: CalibrationSet) -> Prompts | None:
+    """Refuse, before any work, a budget that no file meets and what takes more disk or memory than there is.
+
+    Gives the tokenized samples; None where they are not needed, since the analysis is there from an earlier run.
+    """
+    expected_plan(layout, job.settings, job.family.layers)
+    prompts = None
+    if not is_analyzed(job, calibration):
+        prompts = tokenize_calibration(job.checkpoint, job.family, calibration, job.settings.image_max_tokens)
+    require_resources(job, estimate(job, layout, prompts))
+    return prompts
 
 
 def _vision_part(job: Job) -> Path | None:
@@ -122,21 +136,3 @@ def write_importance(
         matrix = floor_importance(merge_importance([matrix, *(read_importance(path) for path in merged)]))
     write_imatrix(target, matrix)
     return target
-
-
-def require_room(job: Job, layout: Layout) -> None:
-    """Refuse, before any work, a budget that no file meets and a disk that the work would fill."""
-    layers = job.family.layers
-    depth = choose_order(None, "depth", layers)
-    everything_low = layout.plan(depth, "depth", job.settings.budget, strict=job.settings.strict)
-    sizes = layout.sizes(depth)
-    largest = everything_low.size_bytes if job.settings.low_layers is not None else max(sizes)
-    text = min(largest, max(job.settings.max_size or largest, min(sizes)))
-    vision = 4 * sum(_elements(tensor.shape) for tensor in job.family.vision_tensors())
-    parts = 0 if any(job.parts.glob("*.gguf")) else text
-    copies = 2 if job.settings.bundle else 1
-    require_space(job.out, copies * (text + vision) + parts + layout.largest_source_part(), f"converting {job.name}")
-
-
-def _elements(shape: tuple[int, ...]) -> int:
-    return functools.reduce(int.__mul__, shape, 1)
