@@ -129,8 +129,7 @@ class Load:
     @property
     def group(self) -> int:
         """Image tokens that go through the tower at once, at most."""
-        largest = max(self.pictures, default=0)
-        return min(sum(self.pictures), max(largest, GROUP_TOKENS + largest - 1))
+        return min(sum(self.pictures), max(GROUP_TOKENS, *self.pictures, 0))
 
 
 @dataclass(frozen=True)
@@ -297,8 +296,9 @@ def quantizer_memory(shape: Shape, buffer_bytes: int) -> int:
 
 
 def refine_memory(shape: Shape, load: Load, chosen: Chosen, buffer_bytes: int, threads: int) -> int:
-    """The analysis with the layer's quantized weights in float32, and the quantizer beside it."""
-    return layers_memory(shape, load, chosen, threads) + 4 * shape.layer_weights + quantizer_memory(shape, buffer_bytes)
+    """The analysis with all states in memory and the layer's quantized weights in float32, the quantizer beside it."""
+    more = states_bytes(shape, load, chosen) + 4 * shape.layer_weights + quantizer_memory(shape, buffer_bytes)
+    return layers_memory(shape, load, chosen, threads) + more
 
 
 def judge_memory(shape: Shape, load: Load, chosen: Chosen, file_bytes: int) -> int:
@@ -317,6 +317,11 @@ def features_bytes(shape: Shape, load: Load, chosen: Chosen) -> int:
     return chosen.compute * shape.hidden * (1 + shape.deep) * sum(load.pictures)
 
 
+def states_bytes(shape: Shape, load: Load, chosen: Chosen) -> int:
+    """The states of all samples before and after a layer."""
+    return 2 * chosen.compute * shape.hidden * load.tokens
+
+
 def sums_bytes(shape: Shape) -> int:
     """Sums of squared inputs of every layer, and of the output matrix."""
     channels = 2 * shape.hidden + shape.query + shape.ffn
@@ -326,7 +331,7 @@ def sums_bytes(shape: Shape) -> int:
 def disk_cost(shape: Shape, load: Load, chosen: Chosen) -> DiskCost:
     """Bytes of the results, and of what lies in the work folder on the way."""
     sums, reference = sums_bytes(shape), load.answers * (8 * REFERENCE_TOP + 8)
-    states = 2 * chosen.compute * shape.hidden * load.tokens
+    states = states_bytes(shape, load, chosen)
     analysis = sums + reference
     texts = JSON_BYTES_A_TENSOR * chosen.tensors + JSON_BYTES_A_LAYER * shape.layers + RECORD_BYTES
     records = analysis + chosen.inputs + chosen.header + texts

@@ -117,13 +117,13 @@ def quantize_seconds(shape: Shape, chosen: Chosen, rates: Rates) -> float:
 
 def judge_seconds(shape: Shape, load: Load, chosen: Chosen, rates: Rates, tokens: int) -> float:
     """llama.cpp over so many held-out tokens, and over the pictures in them."""
-    rate = JUDGE_SHARE * rates.single * rates.threads
+    rate = rates.single * rates.threads
     weights = shape.layers * shape.layer_weights + shape.vocabulary * shape.hidden
     share = tokens / max(1, sum(load.judged))
     pictures = load.judged_pictures if shape.tower else ()
     seen = share * sum(picture_products(shape, each) for each in pictures)
-    work = tokens * weights / rate + seen * JUDGE_SHARE / (rate * PICTURE_SHARE)
-    return JUDGE_SECONDS + rates.moving(chosen.text + chosen.mmproj) + work
+    work = tokens * weights / JUDGE_SHARE + seen / PICTURE_SHARE
+    return JUDGE_SECONDS + rates.moving(chosen.text + chosen.mmproj) + work / rate
 
 
 def tries_of(order: str, layers: int, probes: int, *, drop: bool) -> int:

@@ -106,11 +106,12 @@ class Layout:
         rows = (spec for spec in self.specs if spec.layer is not None and spec.quantizable)
         return [spec.name for spec in rows if not UNQUANTIZED & {spec.high.name, spec.low.name}]
 
-    def largest_source_part(self) -> int:
-        """Bytes of the largest set of tensors that is ever written in 16 bits: a layer, or all outside the layers."""
+    def largest_step(self) -> int:
+        """Bytes that making a part takes at most: its tensors in 16 bits, a layer's or all outside, and quantized."""
         sizes: dict[int | None, int] = {}
         for spec in self.specs:
-            sizes[spec.layer] = sizes.get(spec.layer, 0) + type_size(spec.source, spec.shape)
+            quantized = max(spec.bytes_as(spec.high), spec.bytes_as(spec.low))
+            sizes[spec.layer] = sizes.get(spec.layer, 0) + spec.bytes_as(spec.source) + quantized
         return max(sizes.values())
 
 

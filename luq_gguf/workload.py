@@ -20,7 +20,7 @@ from luq_gguf.families.base import Family, TensorSource
 from luq_gguf.images import MAX_IMAGE_TOKENS
 from luq_gguf.job import SMALL_MODEL_BYTES, Job, Settings
 from luq_gguf.layout import Layout
-from luq_gguf.plan import MIX, Budget, TensorSpec, choose_order, layer_of, type_size
+from luq_gguf.plan import MIX, Budget, TensorSpec, choose_order, layer_of
 from luq_gguf.prompts import MAX_TOKENS, Prompts, TokenizedSample
 
 PROBES = 1 + len(GROUPS) + 3 + 4
@@ -137,7 +137,7 @@ def chosen_of(job: Job, layout: Layout, plan: Plan, compute_type: str, *, analyz
         text=text,
         high=sizes[0],
         low=sizes[-1],
-        step=_largest_step(layout.specs),
+        step=layout.largest_step(),
         header=layout.header_bytes,
         tensors=len(layout.specs),
         types=_numbers_by_type(layout.specs, plan),
@@ -171,14 +171,6 @@ def _numbers_by_type(specs: Sequence[TensorSpec], plan: Plan) -> dict[str, int]:
     for spec in specs:
         counts[plan.types[spec.name]] += prod(spec.shape)
     return dict(counts)
-
-
-def _largest_step(specs: Sequence[TensorSpec]) -> int:
-    """Bytes of the largest part, a layer or all outside, in 16 bits and quantized."""
-    sizes: Counter[int | None] = Counter()
-    for spec in specs:
-        sizes[spec.layer] += type_size(spec.source, spec.shape) + max(map(spec.bytes_as, (spec.high, spec.low)))
-    return max(sizes.values())
 
 
 def _importance_bytes(specs: Sequence[TensorSpec]) -> int:

@@ -6,10 +6,12 @@ import json
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Self
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from luq_gguf import activations, cost_factors, costs, durations, entropy, probing, quality, reference, runtime
@@ -79,7 +81,16 @@ def test_batches_hold_every_sample_and_no_more_than_fits(lengths: list[int]) -> 
     assert load.batch == max(count * length for count, length in load.batches)
 
 
-@given(st.integers(1, 500), st.integers(1, 40))
+@given(st.lists(st.integers(1, 1500), min_size=1, max_size=40))
+def test_a_group_of_pictures_is_never_larger_than_is_said(tokens: list[int]) -> None:
+    pictures = {str(number): SimpleNamespace(grid=(1, count)) for number, count in enumerate(tokens)}
+    groups = activations.group_pictures(pictures)
+    assert max(sum(pictures[key].grid[1] for key in group) for group in groups) <= Load((), tuple(tokens)).group
+    assert Load((), ()).group == 0
+
+
+@given(st.integers(1, 50), st.integers(1, 20))
+@hypothesis_settings(deadline=None)
 def test_what_lies_on_the_disk_grows_with_the_tokens(samples: int, times: int) -> None:
     one, more = (costs_with(even_load(40 * count)).disk for count in (samples, samples * times))
     fixed = costs_with(Load((), (), answers=5)).disk.analyzing
@@ -194,7 +205,8 @@ def test_memory_of_a_seven_billion_shape_follows_the_layer_not_the_model() -> No
     found = costs_with(load, shape, chosen)
     layer = 4 * shape.layer_weights
     assert layer < found.of(costs.LAYERS).memory_bytes < 6 * layer
-    assert found.of(costs.PICTURES).memory_bytes < 4 * shape.tower.weights
+    around = cost_factors.IMPORT_BYTES + costs.features_bytes(shape, load, chosen)
+    assert found.of(costs.PICTURES).memory_bytes < around + 2 * shape.tower.weights
     assert found.of(costs.QUANTIZE).memory_bytes < cost_factors.IMPORT_BYTES + cost_factors.CHILD_BYTES + 2 * BUFFER + 1
     assert chosen.text + chosen.mmproj < found.of(costs.JUDGE).memory_bytes < chosen.text + chosen.mmproj + 2 * GIB
 

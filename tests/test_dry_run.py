@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,10 +16,12 @@ import pytest
 from luq_gguf import artifacts, dry_run, machine_rates, resources
 from luq_gguf.cli.dry_run import format_seconds
 from luq_gguf.cli.tables import format_bytes
-from luq_gguf.costs import Shape
+from luq_gguf.costs import Costs, DiskCost, Shape, StageCost
 from luq_gguf.demo import CHECKPOINT
 from luq_gguf.errors import DiskSpaceError, MemoryLimitError
+from luq_gguf.job import open_job
 from luq_gguf.pipeline import Settings, convert
+from luq_gguf.progress import silent
 from luq_gguf.quantizer import Quantizer
 from tests.hostile import run
 from tests.program import QUICK, Run, listing, result_of, run_program
@@ -156,6 +160,27 @@ def test_a_full_disk_is_refused_by_the_conversion_with_the_same_numbers(
     with pytest.raises(DiskSpaceError) as caught:
         convert(str(pico_checkpoint), tmp_path / "out", SETTINGS)
     assert (caught.value.needed, caught.value.free) == (place.needed, place.needed - 1)
+
+
+def test_two_disks_are_counted_apart(pico_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "work").mkdir()
+    job = open_job(str(pico_checkpoint), tmp_path / "out", replace(SETTINGS, work=tmp_path / "work"), silent)
+    disk = DiskCost(text=100, mmproj=20, bundle=0, records=5, analyzing=300, making=150)
+    costs = Costs((StageCost("layers", 1),), disk)
+    assert [place.needed for place in resources.places(job, costs)] == [300]
+    stat = Path.stat
+
+    def on_another_disk(path: Path, **options: bool) -> os.stat_result:
+        found = list(stat(path, **options))
+        found[2] += path.name == "work"
+        return os.stat_result(found)
+
+    monkeypatch.setattr(Path, "stat", on_another_disk)
+    assert [place.needed for place in resources.places(job, costs)] == [125, 300]
+    monkeypatch.undo()
+    (tmp_path / "work" / "parts").mkdir()
+    (tmp_path / "work" / "parts" / "a.gguf").write_bytes(bytes(40))
+    assert [place.needed for place in resources.places(job, costs)] == [260]
 
 
 @pytest.mark.parametrize(
