@@ -21,13 +21,13 @@ from luq_gguf.changes import Additions
 from luq_gguf.checkpoint import Checkpoint
 from luq_gguf.chosen_tokens import ChosenTokens, locate_tokens
 from luq_gguf.entropy import entropy_warning, measure_entropy, order_stability, token_rank
-from luq_gguf.errors import CalibrationError, CheckpointError
+from luq_gguf.errors import CheckpointError
 from luq_gguf.families.base import Family
 from luq_gguf.heap import reused_heap
 from luq_gguf.imatrix import Sums
 from luq_gguf.input_sums import InputSums
 from luq_gguf.progress import Progress, silent
-from luq_gguf.prompts import IMAGE, PromptMaker, TokenizedSample
+from luq_gguf.prompts import IMAGE, Prompts, TokenizedSample, tokenize_calibration
 from luq_gguf.reference import Reference, score_answers
 from luq_gguf.samples import CalibrationSet, without_pictures
 
@@ -72,6 +72,7 @@ def analyze(
     keep: Path | None = None,
     image_tokens: int | None = None,
     requantize: Requantize | None = None,
+    prompts: Prompts | None = None,
 ) -> Analysis:
     """One pass over the decoder with all samples; the order of the samples does not change the result.
 
@@ -79,14 +80,15 @@ def analyze(
     kept after every picture and layer, and an earlier one is gone on from: its name must change with everything that
     the result depends on. With `requantize` the samples go on from each layer through the weights that it gives, and no
     entropy is measured: the reference is then what such a model says. Raises CheckpointError where activations are not
-    finite, and whatever the checkpoint's tensors raise.
+    finite, and whatever the checkpoint's tensors raise. `prompts` are the calibration set's, where it was tokenized
+    before.
     """
     import torch
 
     with torch.inference_mode(), reused_heap():
         analysis = _Pass(
             checkpoint, family, calibration, resolve_compute_type(compute_type), seed, progress, keep, image_tokens,
-            requantize,
+            requantize, prompts,
         )  # fmt: skip
         return analysis.run(input_entropy=input_entropy)
 
@@ -132,6 +134,7 @@ class _Pass:
         keep: Path | None,
         image_tokens: int | None,
         requantize: Requantize | None = None,
+        prompts: Prompts | None = None,
     ) -> None:
         import torch
 
@@ -141,15 +144,9 @@ class _Pass:
         self.compute_type, self.digest, self.requantize = compute_type, checkpoint.digest, requantize
         dtype = torch.bfloat16 if compute_type == "bf16" else torch.float32
         self.modules = family.modules()(checkpoint, family, dtype)
-        maker = PromptMaker(checkpoint, family, image_tokens=image_tokens)
-        self.image_tokens = maker.image_tokens
-        self.left_out: list[str] = []
-        left_out = self.left_out if calibration.skip_bad else None
-        self.counted = maker.all_of(calibration.samples, left_out)
-        self.held_out = maker.all_of(calibration.held_out, left_out)
-        if not self.counted:
-            hint = next(iter(self.left_out), "it takes no images: give texts")
-            raise CalibrationError(f"{calibration.name} holds no sample that this model takes", hint=hint)
+        prompts = prompts or tokenize_calibration(checkpoint, family, calibration, image_tokens)
+        self.image_tokens, self.left_out = prompts.image_tokens, prompts.left_out
+        self.counted, self.held_out = list(prompts.counted), list(prompts.held_out)
         self.sums = InputSums()
         self.rows: dict[str, list[EntropyRow]] = {}
         self.changes: dict[str, list[float]] = {}

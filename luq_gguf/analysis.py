@@ -16,6 +16,7 @@ from luq_gguf.imatrix import write_sums
 from luq_gguf.job import REFERENCE, SCORES, SUMS, Job, Settings, key_of
 from luq_gguf.manifest import versions
 from luq_gguf.progress import Progress
+from luq_gguf.prompts import Prompts
 from luq_gguf.samples import CalibrationSet
 
 
@@ -56,19 +57,34 @@ def read_calibration(settings: Settings, progress: Progress) -> CalibrationSet:
     )
 
 
-def run_analysis(job: Job, calibration: CalibrationSet) -> AnalysisFiles:
+def analysis_key(job: Job, calibration: CalibrationSet) -> str:
+    """What names an analysis in the work folder: it changes with everything that its results depend on."""
+    from luq_gguf.activations import resolve_compute_type
+    from luq_gguf.reference import FORMAT
+
+    settings, compute_type = job.settings, resolve_compute_type(job.settings.compute_type)
+    choices = (settings.seed, compute_type, settings.measures_input, settings.image_max_tokens, settings.skip_bad)
+    return key_of(versions(), FORMAT, job.checkpoint.fingerprint, calibration.digest, *choices)
+
+
+def is_analyzed(job: Job, calibration: CalibrationSet) -> bool:
+    """Whether an earlier run has left the analysis that this job wants."""
+    return (job.work / f"analysis-{analysis_key(job, calibration)}").is_dir()
+
+
+def run_analysis(job: Job, calibration: CalibrationSet, prompts: Prompts | None = None) -> AnalysisFiles:
     """One pass over the decoder, or the results of an earlier one with the same inputs.
 
     A pass that was killed goes on at the layer where it was; the state of a pass with other inputs is dropped.
+    `prompts` are the calibration set's, where it was tokenized before.
     """
     from luq_gguf.activations import analyze as analyze_activations
     from luq_gguf.activations import resolve_compute_type
-    from luq_gguf.reference import FORMAT, write_reference
+    from luq_gguf.reference import write_reference
 
     settings = job.settings
     compute_type = resolve_compute_type(settings.compute_type)
-    choices = (settings.seed, compute_type, settings.measures_input, settings.image_max_tokens, settings.skip_bad)
-    key = key_of(versions(), FORMAT, job.checkpoint.fingerprint, calibration.digest, *choices)
+    key = analysis_key(job, calibration)
     folder, state = job.work / f"analysis-{key}", job.work / f"analyzing-{key}"
     finished = folder.is_dir()
     for other in set(job.work.glob("analyzing-*")) - (set() if finished else {state}):
@@ -86,6 +102,7 @@ def run_analysis(job: Job, calibration: CalibrationSet) -> AnalysisFiles:
             input_entropy=settings.measures_input,
             keep=state,
             image_tokens=settings.image_max_tokens,
+            prompts=prompts,
         )
         with scratch_folder(job.work, "analysis") as scratch:
             partial = scratch / "analysis"

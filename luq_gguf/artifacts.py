@@ -295,10 +295,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "luq-gguf"
 
 
+def existing_folder(folder: Path) -> Path:
+    """The folder, or the first one above it that is there."""
+    return next(place for place in (folder, *folder.absolute().parents) if place.exists())
+
+
 def require_space(folder: Path, needed: int, what: str) -> None:
     """Raise DiskSpaceError unless the disk of `folder` has `needed` bytes free for `what`."""
-    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(existing_folder(folder)).free
     if free < needed:
         raise DiskSpaceError(
             f"{what} needs {needed:,} bytes in {folder}, which has {free:,} bytes free",

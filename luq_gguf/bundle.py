@@ -56,6 +56,11 @@ class BundleParts:
         return _TRAILER.pack(*fields, seal, MAGIC)
 
 
+def bundle_size(text: int, mmproj: int) -> int:
+    """Bytes of the bundle of a text model and a vision part of so many bytes."""
+    return align(text, ALIGNMENT) + mmproj + _TRAILER.size
+
+
 def bundle(text: Path, mmproj: Path, target: Path) -> None:
     """Write `text` and `mmproj` as one file under `target`.
 
@@ -73,7 +78,7 @@ def bundle(text: Path, mmproj: Path, target: Path) -> None:
         mmproj_size=mmproj_size,
         mmproj_sha256=bytes.fromhex(sha256_of(mmproj)),
     )
-    require_space(target.parent, parts.mmproj_offset + mmproj_size + _TRAILER.size, f"writing {target.name}")
+    require_space(target.parent, bundle_size(text_size, mmproj_size), f"writing {target.name}")
     with atomic_path(target) as partial, partial.open("wb") as handle:
         _copy(text, 0, text_size, handle)
         handle.write(b"\0" * (parts.mmproj_offset - text_size))

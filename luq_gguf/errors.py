@@ -13,6 +13,7 @@
     +-- QuantizeError            1   llama.cpp's quantizer failed; carries the end of its log
     +-- RunError                 1   llama.cpp could not run a file
     +-- DiskSpaceError           1   not enough room; carries bytes needed and bytes free
+    +-- MemoryLimitError         1   not enough memory; carries bytes needed and bytes available
     +-- BusyError                1   another run works in the same folder
 
 A message says what failed and on what; `hint` says what to do next.
@@ -126,6 +127,15 @@ class DiskSpaceError(LuqError):
         super().__init__(message, hint=hint)
         self.needed = needed
         self.free = free
+
+
+class MemoryLimitError(LuqError):
+    """More memory is needed than can be had; sizes in bytes."""
+
+    def __init__(self, message: str, *, needed: int, available: int, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.needed = needed
+        self.available = available
 
 
 class BusyError(LuqError):

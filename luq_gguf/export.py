@@ -7,6 +7,7 @@ nothing of quantization beyond the plain float types.
 from __future__ import annotations
 
 import struct
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -79,15 +80,8 @@ def export_vision(
     """
     kind = resolve_dtype(checkpoint, dtype)
     tensors = _vision_outputs(family, kind)
-    metadata = family.vision_metadata(checkpoint, dtype=kind)
-    if made_by:
-        metadata.append((gguf.Keys.General.QUANTIZED_BY, made_by, gguf.GGUFValueType.STRING, None))
+    metadata = _vision_metadata(checkpoint, family, kind, made_by)
     _write(checkpoint, family, target, metadata, tensors, progress=progress, what="export vision tower")
-
-
-def vision_bytes(checkpoint: Checkpoint, family: Family, dtype: str) -> int:
-    """Bytes of the tensors of the vision part's file."""
-    return sum(_padded(tensor.nbytes) for tensor in _vision_outputs(family, resolve_dtype(checkpoint, dtype)))
 
 
 def text_layout(family: Family, dtype: Dtype) -> dict[str, tuple[tuple[int, ...], GGMLQuantizationType]]:
@@ -113,6 +107,23 @@ def write_header_only(
         _write_header(partial, family.text_metadata(checkpoint, dtype=kind, tokenizer=tokenizer), tensors)
         with partial.open("r+b") as handle:
             handle.truncate(_padded(partial.stat().st_size) + data)
+
+
+def vision_file_size(checkpoint: Checkpoint, family: Family, *, dtype: str = "f16", made_by: str = "") -> int:
+    """Bytes of the file that `export_vision` would write; only its header is made, in a temporary folder."""
+    kind = resolve_dtype(checkpoint, dtype)
+    tensors = [OutputTensor(tensor, family.vision_type(tensor, kind)) for tensor in family.vision_tensors()]
+    with tempfile.TemporaryDirectory(prefix="luq-gguf-") as scratch:
+        header = Path(scratch) / "header"
+        _write_header(header, _vision_metadata(checkpoint, family, kind, made_by), tensors)
+        return _padded(header.stat().st_size) + sum(_padded(tensor.nbytes) for tensor in tensors)
+
+
+def _vision_metadata(checkpoint: Checkpoint, family: Family, dtype: Dtype, made_by: str) -> list[MetadataEntry]:
+    metadata = family.vision_metadata(checkpoint, dtype=dtype)
+    if made_by:
+        metadata.append((gguf.Keys.General.QUANTIZED_BY, made_by, gguf.GGUFValueType.STRING, None))
+    return metadata
 
 
 def resolve_dtype(checkpoint: Checkpoint, dtype: str) -> Dtype:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from luq_gguf import TOOL
-from luq_gguf.analysis import AnalysisFiles, run_analysis
+from luq_gguf.analysis import AnalysisFiles, is_analyzed, run_analysis
 from luq_gguf.artifacts import move_file, scratch_folder
 from luq_gguf.export import export_vision
 from luq_gguf.imatrix import (
@@ -27,11 +27,13 @@ from luq_gguf.job import IMATRIX, Job, Settings, key_of
 from luq_gguf.layout import Layout, lay_out, write_header
 from luq_gguf.making import Maker
 from luq_gguf.manifest import versions
+from luq_gguf.prompts import Prompts, tokenize_calibration
 from luq_gguf.quantizer import Quantizer
-from luq_gguf.room import require_room
+from luq_gguf.resources import estimate, require_resources
 from luq_gguf.samples import CalibrationSet
 from luq_gguf.speed_budget import AUTO_TYPES
 from luq_gguf.trials import Trials, open_trials
+from luq_gguf.workload import expected_plan
 
 
 @dataclass(frozen=True)
@@ -77,13 +79,26 @@ def prepare(job: Job, calibration: CalibrationSet, brought: ImportanceMatrix | N
             header = write_header(job, scratch)
             some = replace(settings, low_type=AUTO_TYPES[0]) if settings.by_speed else settings
             first = lay_out(job.checkpoint.digest, header, some, dataset, quantizer)
-        require_room(job, first)
         if brought:
             check_importance(brought, first.surely_quantized(), header)
-        analysis = run_analysis(job, calibration)
+        prompts = check_first(job, first, calibration)
+        analysis = run_analysis(job, calibration, prompts)
         imatrix = write_importance(analysis.sums, settings.alpha, job.work / IMATRIX, instead=brought)
         maker = Maker(job, header, imatrix, quantizer)
         yield Groundwork(maker, calibration, analysis, dataset, _vision_part(job))
+
+
+def check_first(job: Job, layout: Layout, calibration: CalibrationSet) -> Prompts | None:
+    """Refuse, before any work, a budget that no file meets and what takes more disk or memory than there is.
+
+    Gives the tokenized samples; None where they are not needed, since the analysis is there from an earlier run.
+    """
+    expected_plan(layout, job.settings, job.family.layers)
+    prompts = None
+    if not is_analyzed(job, calibration):
+        prompts = tokenize_calibration(job.checkpoint, job.family, calibration, job.settings.image_max_tokens)
+    require_resources(job, estimate(job, layout, prompts))
+    return prompts
 
 
 def _vision_part(job: Job) -> Path | None:

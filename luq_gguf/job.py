@@ -34,6 +34,7 @@ WORK = ".work"
 KEPT = "kept"
 """The empty file in the folder of quantized layers which says that a user wanted them kept."""
 SMALL_MODEL_BYTES = 2 * 2**30
+"""Of models up to this size the quantized layers are kept unless it is said otherwise."""
 MMPROJ_TYPES = ("f16", "bf16", "f32")
 COMPUTE_TYPES = ("auto", "bf16", "f32")
 

@@ -19,7 +19,7 @@ from luq_gguf.errors import CalibrationError, CheckpointError, RequestError
 from luq_gguf.families.base import Family
 from luq_gguf.families.metadata import begins_texts
 from luq_gguf.images import MAX_IMAGE_TOKENS, Picture, fit_to_grid, fitted_size, grid_limits
-from luq_gguf.samples import Sample, messages_of
+from luq_gguf.samples import CalibrationSet, Sample, messages_of, without_pictures
 from luq_gguf.small_files import MIB, read_small
 from luq_gguf.tokenizer_file import load_tokenizer, text_of_token, tokenizing
 
@@ -42,6 +42,39 @@ class TokenizedSample:
     picture: Picture | None
     grid: tuple[int, int] | None
     answer_tokens: int
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """A calibration set in a model's tokens: samples to measure on, samples to judge by.
+
+    Images have at most `image_tokens`; `left_out` says why of samples that the model does not take.
+    """
+
+    counted: tuple[TokenizedSample, ...]
+    held_out: tuple[TokenizedSample, ...]
+    image_tokens: int
+    left_out: tuple[str, ...]
+
+
+def tokenize_calibration(
+    checkpoint: Checkpoint, family: Family, calibration: CalibrationSet, image_tokens: int | None = None
+) -> Prompts:
+    """A calibration set as a model reads it; one that takes no images gets the samples without one.
+
+    Raises CalibrationError where there is none, and for a sample that the model does not take, unless the set says
+    that such are left out.
+    """
+    if family.vision is None:
+        calibration = without_pictures(calibration)
+    maker = PromptMaker(checkpoint, family, image_tokens=image_tokens)
+    reasons: list[str] = []
+    left_out = reasons if calibration.skip_bad else None
+    counted, held_out = (tuple(maker.all_of(each, left_out)) for each in (calibration.samples, calibration.held_out))
+    if not counted:
+        hint = next(iter(reasons), "it takes no images: give texts")
+        raise CalibrationError(f"{calibration.name} holds no sample that this model takes", hint=hint)
+    return Prompts(counted, held_out, maker.image_tokens, tuple(reasons))
 
 
 class PromptMaker:

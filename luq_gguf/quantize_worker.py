@@ -19,10 +19,10 @@ from typing import Any
 
 import llama_cpp.llama_cpp as llama
 
+from luq_gguf import quantize_rates, row_errors
 from luq_gguf.errors import LuqError
 from luq_gguf.importance import read_means
 from luq_gguf.quantizer import RESULT
-from luq_gguf.row_errors import answer_of
 
 
 def main() -> None:
@@ -50,10 +50,19 @@ def _log(level: int, text: bytes, user_data: object) -> None:
 
 def _serve(job: Mapping[str, Any]) -> None:
     try:
-        answer: dict[str, Any] = {"code": 0, "errors": answer_of(job)} if "rows" in job else {"code": _quantize(job)}
+        answer = _answer(job)
     except (LuqError, OSError, MemoryError, ValueError) as error:
         answer = {"code": -1, "error": f"{type(error).__name__}: {error}"}
     os.write(1, f"\n{RESULT}{json.dumps(answer)}\n".encode())
+
+
+def _answer(job: Mapping[str, Any]) -> dict[str, Any]:
+    """What a job asks for: errors of rows, rates of types, or a quantized file."""
+    if "rows" in job:
+        return {"code": 0, "errors": row_errors.answer_of(job)}
+    if "kinds" in job:
+        return {"code": 0, "rates": quantize_rates.answer_of(job)}
+    return {"code": _quantize(job)}
 
 
 def _quantize(job: Mapping[str, Any]) -> int:

@@ -10,11 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from luq_gguf.artifacts import require_space
-from luq_gguf.export import vision_bytes
-from luq_gguf.growing import bytes_grown
-from luq_gguf.job import Job
-from luq_gguf.layout import Layout
-from luq_gguf.plan import MEASURED, choose_order
 
 
 @dataclass(frozen=True)
@@ -29,25 +24,6 @@ class PartBytes:
     def step(self) -> int:
         """What is on the disk at once while it is made."""
         return self.quantized if self.is_there else self.source + self.quantized
-
-
-def require_room(job: Job, layout: Layout) -> None:
-    """Refuse, before any work, a budget that no file meets and a disk that the work would fill.
-
-    What an earlier run left counts as there; of which plan its parts are is not known yet.
-    """
-    layers, settings = job.family.layers, job.settings
-    depth = choose_order(None, "depth", layers)
-    everything_low = layout.plan(depth, "depth", settings.budget, strict=settings.strict)
-    sizes = layout.sizes(depth)
-    largest = everything_low.size_bytes if settings.low_layers is not None else max(sizes)
-    text = min(largest, max(settings.max_size or largest, min(sizes)))
-    vision = vision_bytes(job.checkpoint, job.family, settings.mmproj_type)
-    tries = settings.max_drop is not None or settings.order in MEASURED
-    parts = 0 if job.moves_parts(everything_low.high_size_bytes) and not tries else text
-    results = (2 if settings.bundle else 1) * (text + vision) - bytes_grown(job.out)
-    left = max(0, parts - _bytes_of(job.parts, "*.gguf")) - _bytes_of(job.work, "mmproj-*.gguf")
-    require_spaces({job.out: results, job.work: left + layout.largest_step()}, f"converting {job.name}")
 
 
 def require_room_to_keep(target: Path, size: int, folder: Path, parts: list[PartBytes]) -> None:
@@ -79,7 +55,3 @@ def require_spaces(needed: Mapping[Path, int], what: str) -> None:
 
 def _existing(folder: Path) -> Path:
     return next(place for place in (folder, *folder.absolute().parents) if place.exists())
-
-
-def _bytes_of(folder: Path, pattern: str) -> int:
-    return sum(path.stat().st_size for path in folder.glob(pattern))

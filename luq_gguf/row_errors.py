@@ -50,24 +50,24 @@ def measure_row_errors(
 
 
 def _error(values: NDArray[np.float32], importance: NDArray[np.float32] | None, kind: GGMLQuantizationType) -> float:
-    restored = _quantize(values, importance, kind).astype(np.float64)
+    stored = quantize_rows(values, importance, kind)
+    restored = gguf.quants.dequantize(stored, kind).astype(np.float64)
     weights = 1.0 if importance is None else importance
     whole = float((np.square(values, dtype=np.float64) * weights).sum())
     return float((np.square(restored - values) * weights).sum()) / max(whole, LEAST)
 
 
-def _quantize(
+def quantize_rows(
     values: NDArray[np.float32], importance: NDArray[np.float32] | None, kind: GGMLQuantizationType
-) -> NDArray[np.float32]:
-    """Rows as they are after quantizing them."""
+) -> NDArray[np.uint8]:
+    """The blocks of rows (rows, columns), on one thread; `importance` (columns,) is that of their channels."""
     values = np.ascontiguousarray(values)
     rows, columns = values.shape
     block, size = GGML_QUANT_SIZES[kind]
     stored = np.zeros((rows, columns // block * size), np.uint8)
     call = _ggml().ggml_quantize_chunk
     call(kind, _pointer(values), stored.ctypes.data_as(ctypes.c_void_p), 0, rows, columns, _pointer(importance))
-    restored: NDArray[np.float32] = gguf.quants.dequantize(stored, kind)
-    return restored
+    return stored
 
 
 def _pointer(array: NDArray[np.float32] | None) -> Any:

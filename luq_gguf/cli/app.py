@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,9 @@ from luq_gguf.cli.eval import evaluate
 from luq_gguf.cli.progress import show_progress
 from luq_gguf.cli.speed import profile as profile_command
 from luq_gguf.cli.sweep import sweep as sweep_command
+
+if TYPE_CHECKING:
+    from luq_gguf.pipeline import Settings
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -104,6 +107,14 @@ def convert(
     no_eval: Annotated[
         bool, typer.Option("--no-eval", help="Do not measure the quality of the file.", rich_help_panel="Run")
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Say what time, memory and disk it would take, and do nothing; exit 1 where it does not fit.",
+            rich_help_panel="Run",
+        ),
+    ] = False,
     threads: options.Threads = 0,
     work: options.Work = None,
     check_all: options.CheckAll = False,
@@ -128,12 +139,30 @@ def convert(
         sequential=sequential,
         max_drop=options.parse_share(max_drop) if max_drop else None,
     )  # fmt: skip
+    if dry_run:
+        _foresee(model, out, settings, as_json=as_json)
+        return
     with show_progress() as progress:
         result = pipeline.convert(model, out, settings, progress)
     if as_json:
         _print_json(result.as_json())
     else:
         _print(format_conversion(result))
+
+
+def _foresee(model: str, out: Path, settings: Settings, *, as_json: bool) -> None:
+    """Print what a conversion would take; raises what it would refuse for, after that."""
+    from luq_gguf.cli.dry_run import format_dry_run
+    from luq_gguf.dry_run import foresee
+
+    with show_progress() as progress:
+        found = foresee(model, out, settings, progress)
+    if as_json:
+        _print_json(found.as_json())
+    else:
+        _print(format_dry_run(found))
+    if found.refusal is not None:
+        raise found.refusal
 
 
 @app.command()
