@@ -337,7 +337,8 @@ def disk_cost(shape: Shape, load: Load, chosen: Chosen) -> DiskCost:
     records = analysis + chosen.inputs + chosen.header + texts
     seen = 4 * shape.hidden * (1 + shape.deep) * sum(load.judged_pictures)
     judged = chosen.evaluates or chosen.tries
-    making = parts_bytes(chosen) + chosen.step + chosen.mmproj + analysis + chosen.inputs + (seen if judged else 0)
+    making = parts_bytes(chosen) + chosen.step + chosen.mmproj + chosen.inputs + (seen if judged else 0)
+    making += 0 if chosen.analyzed else analysis
     analyzing = 0 if chosen.analyzed else states + features_bytes(shape, load, chosen) + 2 * sums + chosen.header
     return DiskCost(chosen.text, chosen.mmproj, chosen.bundle, records, analyzing, making)
 
