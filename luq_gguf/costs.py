@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from luq_gguf.cost_factors import (
-    ASSEMBLE_BYTES,
     BATCH_TOKENS,
     CHILD_BYTES,
     FFN_COPIES,
@@ -23,10 +22,14 @@ from luq_gguf.cost_factors import (
     JSON_BYTES_A_LAYER,
     JSON_BYTES_A_TENSOR,
     JUDGE_BATCH,
+    JUDGE_BYTES,
     JUDGE_CONTEXT,
     JUDGE_TOKEN_ROWS,
+    KEPT_BYTES,
     LOGIT_BYTES,
     MODALITY_COUNT,
+    PIECE_BYTES,
+    PLAIN_BYTES,
     RECORD_BYTES,
     REFERENCE_TOP,
     SAMPLE_BYTES,
@@ -225,19 +228,26 @@ class Costs:
 
 def estimate_costs(shape: Shape, load: Load, chosen: Chosen, buffer_bytes: int, threads: int) -> Costs:
     """Memory of every stage and disk; `buffer_bytes` are rows that the quantizer may hold."""
+    after = base_memory(shape, chosen) + (0 if chosen.analyzed else KEPT_BYTES)
     memory = {
         PICTURES: pictures_memory(shape, load, chosen) if load.pictures and not chosen.analyzed else 0,
         LAYERS: 0 if chosen.analyzed else layers_memory(shape, load, chosen, threads),
-        MMPROJ: IMPORT_BYTES + ASSEMBLE_BYTES if chosen.mmproj else 0,
+        MMPROJ: after if chosen.mmproj else 0,
         MEASURE: judge_memory(shape, load, chosen, chosen.high) if chosen.tries else 0,
         REFINE: refine_memory(shape, load, chosen, buffer_bytes, threads) if chosen.sequential else 0,
-        QUANTIZE: IMPORT_BYTES + quantizer_memory(shape, buffer_bytes),
-        ASSEMBLE: IMPORT_BYTES + ASSEMBLE_BYTES,
+        QUANTIZE: after + quantizer_memory(shape, buffer_bytes),
+        ASSEMBLE: after,
         JUDGE: judge_memory(shape, load, chosen, chosen.text) if chosen.evaluates and load.judged else 0,
-        BUNDLE: IMPORT_BYTES + ASSEMBLE_BYTES if chosen.bundle else 0,
+        BUNDLE: after if chosen.bundle else 0,
     }
     stages = tuple(StageCost(name, bytes_) for name, bytes_ in memory.items() if bytes_)
     return Costs(stages, disk_cost(shape, load, chosen))
+
+
+def base_memory(shape: Shape, chosen: Chosen) -> int:
+    """The main process and the idle quantizer, with the vocabulary and without weights."""
+    main = PLAIN_BYTES if chosen.analyzed and not chosen.sequential else IMPORT_BYTES
+    return main + CHILD_BYTES + PIECE_BYTES * shape.vocabulary
 
 
 def pictures_memory(shape: Shape, load: Load, chosen: Chosen) -> int:
@@ -249,7 +259,8 @@ def pictures_memory(shape: Shape, load: Load, chosen: Chosen) -> int:
     patches = load.group * tower.patches
     rows = TOWER_HIDDEN_COPIES * tower.hidden + TOWER_FFN_COPIES * tower.ffn
     pixels = 2 * 4 * tower.patch_numbers
-    return IMPORT_BYTES + weights + patches * (chosen.compute * rows + pixels) + features_bytes(shape, load, chosen)
+    activations = patches * (chosen.compute * rows + pixels)
+    return base_memory(shape, chosen) + weights + activations + features_bytes(shape, load, chosen)
 
 
 def layers_memory(shape: Shape, load: Load, chosen: Chosen, threads: int) -> int:
@@ -262,7 +273,7 @@ def layers_memory(shape: Shape, load: Load, chosen: Chosen, threads: int) -> int
     work = max(batch_memory(shape, load, chosen), cluster_memory(shape, load, threads))
     head = min(shape.vocabulary, HEAD_ROWS)
     logits = min(load.answers, HEAD_PLACES) * head * LOGIT_BYTES + 2 * 4 * head * shape.hidden
-    return IMPORT_BYTES + held + max(layer + vector_bytes(shape, load) + work, logits)
+    return base_memory(shape, chosen) + held + max(layer + vector_bytes(shape, load) + work, logits)
 
 
 def samples_memory(shape: Shape, load: Load, chosen: Chosen) -> int:
@@ -288,11 +299,11 @@ def cluster_memory(shape: Shape, load: Load, threads: int) -> int:
 
 
 def quantizer_memory(shape: Shape, buffer_bytes: int) -> int:
-    """The child: rows of the largest tensor in float32, at most its buffer, and as much for what they become.
+    """What the child holds: rows of the largest tensor in float32, at most its buffer, and as much that they become.
 
     The 16-bit part is read through a map, whose pages the system can take back.
     """
-    return CHILD_BYTES + 2 * min(buffer_bytes, 4 * max(shape.largest, shape.outside))
+    return 2 * min(buffer_bytes, 4 * max(shape.largest, shape.outside))
 
 
 def refine_memory(shape: Shape, load: Load, chosen: Chosen, buffer_bytes: int, threads: int) -> int:
@@ -309,7 +320,7 @@ def judge_memory(shape: Shape, load: Load, chosen: Chosen, file_bytes: int) -> i
     if shape.tower is not None and load.judged_pictures:
         patches = max(load.judged_pictures) * shape.tower.patches
         seen = 4 * patches * (TOWER_HIDDEN_COPIES * shape.tower.hidden + TOWER_FFN_COPIES * shape.tower.ffn)
-    return IMPORT_BYTES + file_bytes + chosen.mmproj + context + max(tokens, seen)
+    return base_memory(shape, chosen) + JUDGE_BYTES + file_bytes + chosen.mmproj + context + max(tokens, seen)
 
 
 def features_bytes(shape: Shape, load: Load, chosen: Chosen) -> int:

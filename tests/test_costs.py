@@ -205,9 +205,11 @@ def test_memory_of_a_seven_billion_shape_follows_the_layer_not_the_model() -> No
     found = costs_with(load, shape, chosen)
     layer = 4 * shape.layer_weights
     assert layer < found.of(costs.LAYERS).memory_bytes < 6 * layer
-    around = cost_factors.IMPORT_BYTES + costs.features_bytes(shape, load, chosen)
+    base = costs.base_memory(shape, chosen)
+    assert base < GIB
+    around = base + costs.features_bytes(shape, load, chosen)
     assert found.of(costs.PICTURES).memory_bytes < around + 2 * shape.tower.weights
-    assert found.of(costs.QUANTIZE).memory_bytes < cost_factors.IMPORT_BYTES + cost_factors.CHILD_BYTES + 2 * BUFFER + 1
+    assert found.of(costs.QUANTIZE).memory_bytes == base + cost_factors.KEPT_BYTES + 2 * BUFFER
     assert chosen.text + chosen.mmproj < found.of(costs.JUDGE).memory_bytes < chosen.text + chosen.mmproj + 2 * GIB
 
 
