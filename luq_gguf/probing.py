@@ -45,15 +45,19 @@ ROWS = 16
 """Of every weight so many rows tell its error."""
 TABLE_ROWS = 256
 """The same of embeddings and the output matrix, whose rows, one a token, differ more."""
-TOKENS, TOKENS_BY_WEIGHTS = 1500, 12e12
+TOKENS, TOKENS_BY_WEIGHTS = 1000, 12e12
 """Held-out samples of so many tokens judge a probe, of so many by the model's weights where those are few."""
+LARGE = 4e9
+"""From so many weights on a probe costs minutes: fewer layers are lowered, and none is measured by itself."""
 PROBE_TYPE = "Q2_K"
 """Quick to quantize to, and its errors are noise, and large: what coefficients are fitted to."""
 CODEBOOKS = ("IQ1_M", "IQ2_XXS", "IQ3_XXS")
 """Types that get a factor of their own, measured in CODEBOOK_LAYERS."""
-CODEBOOK_LAYERS = 3
+CODEBOOK_LAYERS, FEW_CODEBOOK_LAYERS = 3, 2
 DISPUTED = 4
 """So many layers on which entropy and what layers add disagree most are measured by themselves."""
+EVERY = 2
+"""Of a large model every second layer is lowered to fit the groups' coefficients."""
 IQ1 = "IQ1_M"
 
 
@@ -73,7 +77,19 @@ def gather_evidence(ground: Groundwork, trials: Trials | None) -> Evidence | Non
     decided = replace(settings, low_type=low_type)
     brief = trials.brief(tokens_for(ground.lay_out(decided).weights))
     probing = _Probing(ground, brief, ground.analysis.scores, decided)
-    rules = (MIX_TYPES, PROBE_TYPE, CODEBOOKS, CODEBOOK_LAYERS, DISPUTED, ROWS, TABLE_ROWS, GROUPS, SPREAD, LIMITS)
+    rules = (
+        MIX_TYPES,
+        PROBE_TYPE,
+        CODEBOOKS,
+        CODEBOOK_LAYERS,
+        DISPUTED,
+        ROWS,
+        TABLE_ROWS,
+        GROUPS,
+        SPREAD,
+        LIMITS,
+        LARGE,
+    )
     key = key_of(probing.trials.key, settings.order, low_type, settings.high_type, rules)
     kept = job.work / f"evidence-{key}.json"
     if kept.is_file():
@@ -87,6 +103,11 @@ def gather_evidence(ground: Groundwork, trials: Trials | None) -> Evidence | Non
 def tokens_for(weights: int) -> int:
     """How many tokens judge a probe of a model with so many weights."""
     return max(TOKENS, int(TOKENS_BY_WEIGHTS / weights))
+
+
+def spread_out(layers: int, count: int) -> list[int]:
+    """So many layers, or all, in the middles of equal parts."""
+    return sorted({(2 * part + 1) * layers // (2 * count) for part in range(count)})
 
 
 @dataclass(frozen=True)
@@ -154,19 +175,21 @@ class _Probing:
         )
 
     def _wanted(self, layers: int) -> dict[str, Plan]:
-        """The files to measure, by name: the high type alone, with each group low in all layers, with each codebook
-        type in some layers, and with each disputed layer low."""
+        """The files to measure, by name: the high type alone, with each group low, with each codebook type in some
+        layers, and with each disputed layer low; of a large model groups are low in fewer layers, and no layer alone.
+        """
         layout = self.ground.lay_out(replace(self.settings, low_type=PROBE_TYPE))
+        large = layout.weights >= LARGE
         wanted = {HIGH: layout.mixed_plan(layers, {})}
         for group in GROUPS:
-            if lowered := _lowered(layout, group=group):
+            if lowered := _lowered(layout, group=group, layers=(None, *range(0, layers, EVERY if large else 1))):
                 wanted[group] = layout.mixed_plan(layers, lowered)
-        some = sorted({(2 * part + 1) * layers // (2 * CODEBOOK_LAYERS) for part in range(CODEBOOK_LAYERS)})
+        some = spread_out(layers, FEW_CODEBOOK_LAYERS if large else CODEBOOK_LAYERS)
         for kind in CODEBOOKS:
             coded = self.ground.lay_out(replace(self.settings, low_type=kind))
             wanted[kind] = coded.mixed_plan(layers, _lowered(coded, layers=some))
         changes, entropies = change_scores(self.scores, "change", layers), entropy_means(self.scores, layers)
-        for layer in most_disputed(changes, entropies, DISPUTED):
+        for layer in () if large else most_disputed(changes, entropies, DISPUTED):
             wanted[str(layer)] = layout.mixed_plan(layers, _lowered(layout, layers=(layer,)))
         return wanted
 
@@ -195,13 +218,11 @@ class _Probing:
 
 
 def _lowered(
-    layout: Layout, *, group: str | None = None, layers: Sequence[int] | None = None
+    layout: Layout, *, layers: Sequence[int | None], group: str | None = None
 ) -> dict[str, GGMLQuantizationType]:
-    """The low types of one group or all of them, of some layers or all of them."""
+    """The low types of one group or all of them, of some layers; None stands for what is outside."""
     return {
         spec.name: spec.low
         for spec in layout.specs
-        if group_of(spec.name) is not None
-        and (group is None or group_of(spec.name) == group)
-        and (layers is None or spec.layer in layers)
+        if group_of(spec.name) is not None and (group is None or group_of(spec.name) == group) and spec.layer in layers
     }
