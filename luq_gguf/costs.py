@@ -140,7 +140,9 @@ class Chosen:
     """What was chosen, in numbers: bytes a number is computed in, bytes of the files, numbers by type of the plan.
 
     `text`, `high` and `low` are the file of the plan, without low layers and with all layers low; `mmproj` 0 is no
-    vision part, `bundle` 0 no bundle. `step` are the bytes of the largest part in 16 bits and quantized. `tries` is how
+    vision part, `bundle` 0 no bundle. `copied` are the weights that llama.cpp copies into an order of its own; the
+    others it maps, and the system takes their pages back when it wants them. `step` are the bytes of the largest part
+    in 16 bits and quantized. `tries` is how
     many files are made and judged to choose the plan, `mixes` whether their tensors get types of their own.
     """
 
@@ -152,6 +154,7 @@ class Chosen:
     header: int
     tensors: int
     types: Mapping[str, int]
+    copied: int = 0
     inputs: int = 0
     mmproj: int = 0
     bundle: int = 0
@@ -237,7 +240,7 @@ def estimate_costs(shape: Shape, load: Load, chosen: Chosen, buffer_bytes: int, 
         REFINE: refine_memory(shape, load, chosen, buffer_bytes, threads) if chosen.sequential else 0,
         QUANTIZE: after + quantizer_memory(shape, buffer_bytes),
         ASSEMBLE: after,
-        JUDGE: judge_memory(shape, load, chosen, chosen.text) if chosen.evaluates and load.judged else 0,
+        JUDGE: judge_memory(shape, load, chosen, chosen.copied) if chosen.evaluates and load.judged else 0,
         BUNDLE: after if chosen.bundle else 0,
     }
     stages = tuple(StageCost(name, bytes_) for name, bytes_ in memory.items() if bytes_)
@@ -313,7 +316,7 @@ def refine_memory(shape: Shape, load: Load, chosen: Chosen, buffer_bytes: int, t
 
 
 def judge_memory(shape: Shape, load: Load, chosen: Chosen, file_bytes: int) -> int:
-    """llama.cpp with a file and its vision part in memory, its context, and what it computes in."""
+    """llama.cpp with so many bytes of a file and its vision part in memory, its context, and what it computes in."""
     context = JUDGE_CONTEXT * 2 * 2 * shape.kv * shape.layers
     tokens = 4 * JUDGE_BATCH * (shape.vocabulary + JUDGE_TOKEN_ROWS * shape.ffn)
     seen = 0

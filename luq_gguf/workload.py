@@ -6,8 +6,10 @@ Reads no weights and imports no torch.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import prod
+
+from gguf import GGMLQuantizationType
 
 from luq_gguf import TOOL
 from luq_gguf.artifacts import Plan
@@ -25,6 +27,8 @@ from luq_gguf.prompts import MAX_TOKENS, Prompts, TokenizedSample
 
 PROBES = 1 + len(GROUPS) + 3 + 4
 """Files that are judged before a mixture is chosen: `probing`'s high type, groups, codebooks and disputed layers."""
+COPIED_TYPES = {"Q4_K", "Q4_0", "IQ4_NL", "Q2_K"}
+"""What llama.cpp's CPU backend puts into an order of its own (ggml-cpu/repack.cpp); elsewhere fewer, or none."""
 IMATRIX_TENSOR_BYTES = 256
 """A weight's name and header in the importance matrix."""
 
@@ -141,6 +145,7 @@ def chosen_of(job: Job, layout: Layout, plan: Plan, compute_type: str, *, analyz
         header=layout.header_bytes,
         tensors=len(layout.specs),
         types=_numbers_by_type(layout.specs, plan),
+        copied=sum(spec.bytes_as(kind) for spec, kind in _types(layout.specs, plan) if kind.name in COPIED_TYPES),
         inputs=_importance_bytes(layout.specs),
         mmproj=vision,
         bundle=bundle_size(text, vision) if settings.bundle else 0,
@@ -160,10 +165,14 @@ def _text_bytes(settings: Settings, plan: Plan) -> int:
     return plan.size_bytes
 
 
+def _types(specs: Sequence[TensorSpec], plan: Plan) -> Iterator[tuple[TensorSpec, GGMLQuantizationType]]:
+    return ((spec, GGMLQuantizationType[plan.types[spec.name]]) for spec in specs)
+
+
 def _numbers_by_type(specs: Sequence[TensorSpec], plan: Plan) -> dict[str, int]:
     counts: Counter[str] = Counter()
-    for spec in specs:
-        counts[plan.types[spec.name]] += prod(spec.shape)
+    for spec, kind in _types(specs, plan):
+        counts[kind.name] += prod(spec.shape)
     return dict(counts)
 
 
