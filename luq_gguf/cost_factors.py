@@ -72,7 +72,7 @@ JUDGE_SECONDS = 1.0
 """What llama.cpp takes to load a file besides reading it. To be measured."""
 PICTURE_SHARE = 1.2
 """The same of the vision part, in F16. Measured on F16 in the same model's decoder: 52e9."""
-BRIEF_TOKENS, BRIEF_WEIGHTS = 1000, 12e12
+BRIEF_TOKENS, BRIEF_WEIGHTS = 1000, 8e12
 """Of `probing`: held-out tokens that judge a try, or so many weights by the model's."""
 
 BATCH_TOKENS, GROUP_TOKENS, HEAD_ROWS, HEAD_PLACES = 2048, 1024, 4096, 1024

@@ -45,7 +45,7 @@ ROWS = 16
 """Of every weight so many rows tell its error."""
 TABLE_ROWS = 256
 """The same of embeddings and the output matrix, whose rows, one a token, differ more."""
-TOKENS, TOKENS_BY_WEIGHTS = 1000, 12e12
+TOKENS, TOKENS_BY_WEIGHTS = 1000, 8e12
 """Held-out samples of so many tokens judge a probe, of so many by the model's weights where those are few."""
 LARGE = 4e9
 """From so many weights on a probe costs minutes: fewer layers are lowered, and none is measured by itself."""
