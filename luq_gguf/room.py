@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from luq_gguf.artifacts import require_space
+from luq_gguf.artifacts import existing_folder, require_space
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,8 @@ def require_spaces(needed: Mapping[Path, int], what: str) -> None:
     """Raise DiskSpaceError unless each folder's disk has the bytes for `what`; folders on one disk share its room."""
     disks: dict[int, tuple[Path, int]] = {}
     for folder, count in needed.items():
-        disk = _existing(folder).stat().st_dev
+        disk = existing_folder(folder).stat().st_dev
         first, before = disks.get(disk, (folder, 0))
         disks[disk] = first, before + count
     for folder, count in disks.values():
         require_space(folder, count, what)
-
-
-def _existing(folder: Path) -> Path:
-    return next(place for place in (folder, *folder.absolute().parents) if place.exists())
