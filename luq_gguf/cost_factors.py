@@ -48,8 +48,8 @@ RECORD_BYTES = 64 * 1024
 START_SECONDS = 4.0
 """What a process takes to import torch and transformers and to find the model. To be measured."""
 LAYER_OVERHEAD = 1.1
-"""A decoder layer's seconds by those of its products and attention: norms, activations, sums. Measured on four layers of
-a 7B model's width: 1.08."""
+"""A decoder layer's seconds by those of its products and attention: norms, activations, sums. Measured on four layers
+of a 7B model's width: 1.08."""
 TOWER_OVERHEAD = 1.3
 """The same of the vision tower."""
 PICTURE_SECONDS = 0.05
