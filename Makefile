@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 NATIVE := CMakeLists.txt $(wildcard native/*)
 
-.PHONY: demo test slow lint format install clean
+.PHONY: demo test slow newcomer lint format docs install clean
 
 # Tests run beside other work: OpenMP threads that wait for a core they share must sleep, not spin.
-test slow: export OMP_WAIT_POLICY := passive
+test slow newcomer: export OMP_WAIT_POLICY := passive
 
 demo: install
 	$(BIN)/luq-gguf demo
@@ -20,14 +20,24 @@ test: install
 slow: install
 	$(BIN)/python -m pytest -m slow
 
+# The README's commands from top to bottom, with the demo model in the place of the hub's.
+newcomer: install
+	$(BIN)/python scripts/newcomer.py
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python scripts/write_commands.py --check
 
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python scripts/write_commands.py
+
+# The site in site/; a link that leads nowhere is an error.
+docs: $(VENV)/docs-installed
+	$(BIN)/mkdocs build --strict
 
 install: $(VENV)/installed
 
@@ -49,5 +59,9 @@ $(VENV)/installed: $(VENV)/dependencies-ready $(NATIVE)
 	$(PIP) install --no-build-isolation -c constraints.txt -e '.[dev]'
 	touch $@
 
+$(VENV)/docs-installed: $(VENV)/installed
+	$(PIP) install --no-build-isolation -c constraints.txt -e '.[dev,docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,8 +1,9 @@
 """Time and memory of an analysis against its work: decoder layers, and tokens.
 
     python -m benchmarks.cost_by_work --work DIR --json benchmarks/cost_by_work.json --plot docs/cost-by-work.png
+    python -m benchmarks.cost_by_work --work DIR --model Qwen2.5-VL-72B --layers 1 2 --at-tokens 16384 --tokens
 
-Makes checkpoints of 1, 2, 4, 8 layers of Qwen2.5-VL-7B's width; 8k tokens through each, and 2k, 8k, 32k through two.
+Makes checkpoints of 1, 2, 4, 8 layers of a model's width; 8k tokens through each, and 2k, 8k, 32k through two.
 Memory is the process' own (benchmarks/watched.py), seconds are of the whole command.
 """
 
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.make_checkpoint import make_checkpoint
+from benchmarks.make_checkpoint import MODELS, make_checkpoint
 from benchmarks.three_tools import PROGRAM, write_texts
 from benchmarks.watched import run_watched
 from luq_gguf.manifest import versions
@@ -28,11 +29,11 @@ LAYERS, TOKENS = (1, 2, 4, 8), (2048, 8192, 32768)
 FIXED_LAYERS, FIXED_TOKENS = 2, 8192
 
 
-def measure(work: Path, layers: int, tokens: int) -> dict[str, Any]:
+def measure(work: Path, name: str, layers: int, tokens: int) -> dict[str, Any]:
     """One analysis in a process of its own, of a checkpoint made where it is not there yet."""
-    model = work / f"layers-{layers}"
+    model = work / f"{name}-{layers}"
     if not model.is_dir():
-        config = PUBLISHED["Qwen2.5-VL-7B"][0] | {"num_hidden_layers": layers, "max_window_layers": layers}
+        config = PUBLISHED[name][0] | {"num_hidden_layers": layers, "max_window_layers": layers}
         make_checkpoint(config, model)
     texts, _ = write_texts(model, work, tokens)
     out = work / "out"
@@ -76,21 +77,28 @@ def draw(found: dict[str, Any], target: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="needs some 25 GB")
+    parser.add_argument("--model", choices=MODELS, default="Qwen2.5-VL-7B")
+    parser.add_argument("--layers", type=int, nargs="*", default=LAYERS)
+    parser.add_argument("--at-tokens", type=int, default=FIXED_TOKENS, help="tokens through each number of layers")
+    parser.add_argument("--tokens", type=int, nargs="*", default=TOKENS, help="through two layers")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     measured: dict[tuple[int, int], dict[str, Any]] = {}
-    wanted = [(count, FIXED_TOKENS) for count in LAYERS] + [(FIXED_LAYERS, tokens) for tokens in TOKENS]
-    for case in dict.fromkeys(wanted):
-        measured[case] = measure(options.work, *case)
+    cases = {
+        "layers": [(count, options.at_tokens) for count in options.layers],
+        "tokens": [(FIXED_LAYERS, tokens) for tokens in options.tokens],
+    }
+    for case in dict.fromkeys([*cases["layers"], *cases["tokens"]]):
+        measured[case] = measure(options.work, options.model, *case)
         print(measured[case], file=sys.stderr, flush=True)
     found: dict[str, Any] = {
         "command": f"python -m benchmarks.cost_by_work {' '.join(sys.argv[1:])}", "cpu": cpu_name(),
-        "versions": versions(), "by_layers": [measured[count, FIXED_TOKENS] for count in LAYERS],
-        "by_tokens": [measured[FIXED_LAYERS, tokens] for tokens in TOKENS],
+        "versions": versions(), "model": options.model,
     }  # fmt: skip
-    found["lines"] = {of: line_through(found[f"by_{of}"], of) for of in ("layers", "tokens")}
+    found |= {f"by_{of}": [measured[case] for case in those] for of, those in cases.items() if those}
+    found["lines"] = {of: line_through(found[f"by_{of}"], of) for of, those in cases.items() if len(those) > 1}
     print(json.dumps(found["lines"], indent=1))
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

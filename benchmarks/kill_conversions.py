@@ -33,8 +33,8 @@ OPTIONS = ("--calib", "shapes", "--low-layers", "2", "--low-type", "Q2_K", "--sa
 STAGES = (
     "before the analysis", "in the pictures", "in the layers", "analyzed", "quantizing or later", "finished",
 )  # fmt: skip
-UNLIKE = {"manifest.json"}
-"""It holds seconds and times of change."""
+UNLIKE = {"manifest.json", "report.html"}
+"""They hold seconds, and times of change."""
 
 
 def convert(model: Path, out: Path, more: tuple[str, ...]) -> subprocess.Popen[bytes]:

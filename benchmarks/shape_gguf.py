@@ -17,7 +17,7 @@ from gguf import GGMLQuantizationType as Q
 from luq_gguf.families import Family, find_family
 from luq_gguf.job import Settings
 from luq_gguf.layout import layout_of_config
-from luq_gguf.plan import Budget, choose_order, layer_of
+from luq_gguf.planning import Budget, choose_order, layer_of
 from luq_gguf.random_gguf import write_random_gguf
 from luq_gguf.speed import Tensor
 from tests.published import PUBLISHED

@@ -32,7 +32,7 @@ from luq_gguf.errors import BudgetError
 from luq_gguf.groundwork import Groundwork, prepare
 from luq_gguf.job import Settings, open_job
 from luq_gguf.manifest import versions
-from luq_gguf.plan import Budget, change_scores, choose_order, entropy_means
+from luq_gguf.planning import Budget, change_scores, choose_order, entropy_means
 from luq_gguf.probing import gather_evidence
 from luq_gguf.processors import cpu_name
 from luq_gguf.sequential import refine

@@ -2,10 +2,12 @@
 
     python -m benchmarks.make_checkpoint --layers 4 --out MODEL
     python -m benchmarks.three_tools MODEL --work DIR --json benchmarks/three_tools.json
+    python -m benchmarks.three_tools LARGE_MODEL --once --work DIR --json benchmarks/three_tools_7b.json
 
 Theirs: convert_hf_to_gguf.py (16 bits, and the mmproj), llama-imatrix, and llama-quantize with the same type for every
 tensor. Ours: `analyze` beside llama-imatrix; `convert --no-eval` beside the sum of all; then a second budget with the
-parts kept. The tools come from the source archive of llama-cpp-python and run with the installed libraries.
+parts kept. With `--once` each is done once, the seconds of the analysis are those in `convert`, and our files are gone
+before theirs are made. The tools come from the source archive of llama-cpp-python, with the installed libraries.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import shutil
 import statistics
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +67,7 @@ class Bench:
         self.model, self.work, self.tools, self.threads, self.low = model, work, tools, threads, low
         self.chunks = tokens // PIECE
         self.jsonl, self.text = write_texts(model, work, tokens)
-        self.sixteen, self.mmproj = work / "theirs-BF16.gguf", work / "theirs-mmproj.gguf"
-        self.ours, self.theirs = work / "ours", work / "theirs"
+        self.ours, self.theirs, self.types = work / "ours", work / "theirs", work / "types.txt"
 
     def _fresh(self, folder: Path) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
@@ -83,7 +85,9 @@ class Bench:
     def convert(self, *more: str) -> Watched:
         """Everything but the evaluation, from nothing."""
         out = self._fresh(self.ours)
-        return self._ours("convert", "--no-eval", "--low-layers", str(self.low), *more, out=out)
+        done = self._ours("convert", "--no-eval", "--low-layers", str(self.low), *more, out=out)
+        shutil.copyfile(out / "tensor-types.txt", self.types)
+        return done
 
     def second_budget(self) -> Watched:
         """Another number of low layers in the folder of a conversion whose parts were kept."""
@@ -110,7 +114,7 @@ class Bench:
 
     def their_quantize(self) -> Watched:
         """llama-quantize by the types of our plan."""
-        types = ("--imatrix", self.theirs / "imatrix.gguf", "--tensor-type-file", self.ours / "tensor-types.txt")
+        types = ("--imatrix", self.theirs / "imatrix.gguf", "--tensor-type-file", self.types)
         files = (self.theirs / "BF16.gguf", self.theirs / "LUQ.gguf", "Q4_K_M", self.threads)
         return self._tool("llama-quantize", *types, *files)
 
@@ -133,6 +137,19 @@ def rounds(bench: Bench, count: int) -> Iterator[dict[str, Watched]]:
             found[name] = step()
             print(f"round {number}: {name} {found[name].seconds:.1f} s", file=sys.stderr, flush=True)
         yield found
+
+
+def once(bench: Bench) -> tuple[dict[str, Watched], Watched]:
+    """Everything once, ours first, and the second budget."""
+    found = {"convert": bench.convert("--keep-parts")}
+    stages = json.loads(found["convert"].printed)["seconds"]
+    found["analyze"] = replace(found["convert"], seconds=stages["analyze"])
+    second = bench.second_budget()
+    shutil.rmtree(bench.ours)
+    for name in ("their_export", "their_imatrix", "their_quantize"):
+        found[name] = getattr(bench, name)()
+        print(f"{name} {found[name].seconds:.1f} s", file=sys.stderr, flush=True)
+    return found, second
 
 
 def summary(samples: list[dict[str, Watched]]) -> dict[str, Any]:
@@ -170,14 +187,22 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--low-layers", type=int, help="default: 3/7 of them")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--once", action="store_true", help="for a model of which the disk holds little more than one copy"
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     layers = Checkpoint.open(options.model).config["num_hidden_layers"]
     low = options.low_layers or round(3 * layers / 7)
     bench = Bench(options.model, options.work, prepare_stock_tools(), options.tokens, options.threads, low)
-    found = summary(list(rounds(bench, options.rounds)))
-    first, second = bench.convert("--keep-parts"), bench.second_budget()
+    if options.once:
+        sample, second = once(bench)
+        samples, first = [sample], sample["convert"]
+    else:
+        samples = list(rounds(bench, options.rounds))
+        first, second = bench.convert("--keep-parts"), bench.second_budget()
+    found = summary(samples)
     found["second_budget"] = {
         "first_seconds": round(first.seconds, 1), "second_seconds": round(second.seconds, 1),
         "ratio": round(second.seconds / first.seconds, 3), "first_disk_gib": round(first.disk_bytes / 2**30, 2),

@@ -358,6 +358,7 @@ class _Pass:
             norm = module.get_submodule("input_layernorm")
             norm.register_forward_hook(lambda _, __, output: inputs.append(output))
         for number, batch in enumerate(batches):
+            self.progress("batches", number, len(batches))
             handles = watch(number, batch)
             batch.go_on(self.modules.run(module, batch.states, batch.rotary, batch.is_image))
             for handle in handles:
@@ -366,6 +367,7 @@ class _Pass:
                 batch.states[batch.is_image.bool()] += batch.deep[index]
             if not torch.isfinite(batch.states).all():
                 raise self._not_finite(f"the output of layer {index}")
+        self.progress("batches", len(batches), len(batches))
         return inputs
 
     def _not_finite(self, what: str) -> CheckpointError:

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, Self, TypeVar
@@ -81,6 +82,11 @@ class LayerScores(Record):
     image_tokens: int | None = Field(default=None, ge=1)
     warnings: tuple[str, ...] = ()
 
+    def _repr_html_(self) -> str:
+        from luq_gguf.notebook import scores_html
+
+        return scores_html(self)
+
 
 class Plan(Record):
     """`plan.json`: a type for every tensor of the text GGUF, and the size that follows.
@@ -115,6 +121,11 @@ class Plan(Record):
         if unknown := set(self.types.values()) - GGMLQuantizationType.__members__.keys():
             raise ValueError(f"there is no type {min(unknown)}")
         return self
+
+    def _repr_html_(self) -> str:
+        from luq_gguf.notebook import plan_html
+
+        return plan_html(self)
 
 
 RecordT = TypeVar("RecordT", bound=Record)
@@ -154,7 +165,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises DiskSpaceError where the disk ran full meanwhile, whatever the writer made of that.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{threading.get_ident():x}.{os.getpid()}.partial")
     try:
         with naming_full_disk(path):
             yield partial

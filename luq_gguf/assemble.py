@@ -18,7 +18,7 @@ from luq_gguf.artifacts import Plan, atomic_path, require_space
 from luq_gguf.errors import ArtifactError
 from luq_gguf.gguf_file import GGUFFile, GGUFTensor, align, encode_header, raw_value, tensor_bytes, write_padding
 from luq_gguf.importance import ImatrixNote
-from luq_gguf.plan import tensor_order
+from luq_gguf.planning import tensor_order
 from luq_gguf.progress import Progress, silent
 from luq_gguf.type_names import parse_high_type
 

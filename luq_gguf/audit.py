@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from luq_gguf.artifacts import Plan, read_record, sha256_of
 from luq_gguf.choice import plan_again
 from luq_gguf.errors import ArtifactError
-from luq_gguf.job import MANIFEST, PLAN, Settings
+from luq_gguf.job import DOCUMENTS, MANIFEST, PLAN, Settings
 from luq_gguf.manifest import Manifest
 from luq_gguf.progress import Progress, silent
 from luq_gguf.verify import verify_types
@@ -48,12 +48,13 @@ def _changed_files(folder: Path, manifest: Manifest, progress: Progress) -> Iter
     for name, record in manifest.files.items():
         progress("check hashes", done, total)
         path = folder / name
+        hint = f"; `luq-gguf report {folder}` takes note of what was edited" if name in DOCUMENTS else ""
         if not path.is_file():
-            yield f"{name} is missing"
+            yield f"{name} is missing{hint}"
         elif (size := path.stat().st_size) != record.bytes:
-            yield f"{name} has {size:,} bytes, {MANIFEST} says {record.bytes:,}"
+            yield f"{name} has {size:,} bytes, {MANIFEST} says {record.bytes:,}{hint}"
         elif sha256_of(path) != record.sha256:
-            yield f"{name} has other bytes than those that {MANIFEST} names"
+            yield f"{name} has other bytes than those that {MANIFEST} names{hint}"
         done += record.bytes
     progress("check hashes", total, total)
 

@@ -166,6 +166,11 @@ class BenchRecord(Record, strict=True):
         names = [file.name for file in self.files]
         return [f"{name} #{place}" if names.count(name) > 1 else name for place, name in enumerate(names, 1)]
 
+    def _repr_html_(self) -> str:
+        from luq_gguf.notebook import benchmark_html
+
+        return benchmark_html(self)
+
 
 @dataclass(frozen=True)
 class Measured:

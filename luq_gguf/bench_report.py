@@ -16,7 +16,7 @@ from luq_gguf.artifacts import atomic_path
 from luq_gguf.bench_record import BenchRecord
 from luq_gguf.bench_results import ENCODING, GENERATION, IMAGE, PROMPT, Speed, bandwidth_rate, speeds, type_shares
 from luq_gguf.bench_statistics import CONFIDENCE, LEAST_ROUNDS, Interval, verdict
-from luq_gguf.errors import RequestError
+from luq_gguf.errors import RequestError, printable
 from luq_gguf.machine import Machine
 
 PLOTS = (".pdf", ".png", ".svg")
@@ -57,8 +57,8 @@ def report_of(record: BenchRecord) -> Report:
 
 def format_text(report: Report) -> str:
     """Aligned columns for a terminal."""
-    parts = [f"{_plain(table.title)}\n{_aligned(table)}" for table in report.tables]
-    return "\n\n".join([*parts, "\n".join(map(_plain, report.lines))])
+    parts = [f"{printable(table.title)}\n{_aligned(table)}" for table in report.tables]
+    return "\n\n".join([*parts, "\n".join(map(printable, report.lines))])
 
 
 def format_markdown(report: Report) -> str:
@@ -112,12 +112,14 @@ def draw_plot(record: BenchRecord, path: Path) -> None:
             rates = [speed.rate for speed in line]
             reach = [[rate.median - rate.low for rate in rates], [rate.high - rate.median for rate in rates]]
             counts, medians = [speed.threads for speed in line], [rate.median for rate in rates]
-            axes.errorbar(counts, medians, yerr=reach, marker="o", capsize=3, label=_plain(label).replace("$", r"\$"))
+            axes.errorbar(
+                counts, medians, yerr=reach, marker="o", capsize=3, label=printable(label).replace("$", r"\$")
+            )
         axes.set(title=phase, xlabel="threads", ylabel="tokens/s", xticks=sorted(record.settings.threads))
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
     figure.axes[0].legend()
-    figure.suptitle(_plain(record.machine.cpu).replace("$", r"\$"))
+    figure.suptitle(printable(record.machine.cpu).replace("$", r"\$"))
     with atomic_path(path) as partial:
         figure.savefig(partial, format=path.suffix[1:].lower(), dpi=120)
 
@@ -236,7 +238,7 @@ def _figure(value: float) -> str:
 
 
 def _aligned(table: Table) -> str:
-    rows = [[_plain(cell) for cell in row] for row in (table.columns, *table.rows)]
+    rows = [[printable(cell) for cell in row] for row in (table.columns, *table.rows)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(_joined(row, widths) for row in rows)
 
@@ -249,11 +251,6 @@ def _joined(row: Sequence[str], widths: Iterable[int]) -> str:
     return "  ".join(cells).rstrip()
 
 
-def _plain(text: str) -> str:
-    """Names in a record may be anyone's: what a terminal would act on is escaped."""
-    return text if text.isprintable() else "".join(mark if mark.isprintable() else ascii(mark)[1:-1] for mark in text)
-
-
 def _escaped(text: str) -> str:
     """Text that Markdown takes for nothing else."""
-    return "".join(f"\\{mark}" if mark in "\\`*_[]<>|#" else mark for mark in _plain(text))
+    return "".join(f"\\{mark}" if mark in "\\`*_[]<>|#" else mark for mark in printable(text))

@@ -15,7 +15,7 @@ from luq_gguf.evidence import EVIDENCE, Evidence
 from luq_gguf.job import SCORES, Settings
 from luq_gguf.layout import Layout, kept_layout
 from luq_gguf.mixing import MIX_TYPES, Mixer
-from luq_gguf.plan import DAMAGE, MEASURED, MIX, Budget, choose_order
+from luq_gguf.planning import DAMAGE, MEASURED, MIX, Budget, choose_order
 from luq_gguf.processors import cpu_name, default_threads
 from luq_gguf.profile import keep_profile, load_profile, measure_profile
 from luq_gguf.progress import Progress, silent

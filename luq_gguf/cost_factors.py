@@ -25,8 +25,8 @@ HIDDEN_COPIES = 8
 and the sums of both. Counted in transformers' decoder layers; to be measured."""
 FFN_COPIES = 4
 """Rows of the FFN's width alive at once: gate, its activation, up and their product. Counted; to be measured."""
-SQUARE_COPIES = 2
-"""Float32 rows of the widest input while its squares are summed: the input widened, and its squares. Counted."""
+DISTANCE_BYTES = 8
+"""A number of the table of distances that all runs of K-means share, and of the vectors it is made of."""
 TOWER_HIDDEN_COPIES = 10
 """As HIDDEN_COPIES, in a block of the vision tower, whose q, k and v stand side by side. To be measured."""
 TOWER_FFN_COPIES = 4
@@ -42,8 +42,9 @@ JUDGE_TOKEN_ROWS = 2
 
 JSON_BYTES_A_TENSOR, JSON_BYTES_A_LAYER = 160, 4096
 """Of plan.json and tensor-types.txt, and of scores.json and manifest.json. Measured on the demo model, rounded up."""
-RECORD_BYTES = 64 * 1024
-"""Of all records beside what grows with the model."""
+RECORD_BYTES = 320 * 1024
+"""Of all records beside what grows with the model, and of the report with its plots. Measured on the demo model: 215 KB
+the report, the plots and what they show of the samples."""
 
 START_SECONDS = 4.0
 """What a process takes to import torch and transformers and to find the model. To be measured."""

@@ -13,6 +13,7 @@ from functools import cached_property
 from luq_gguf.cost_factors import (
     BATCH_TOKENS,
     CHILD_BYTES,
+    DISTANCE_BYTES,
     FFN_COPIES,
     GROUP_TOKENS,
     HEAD_PLACES,
@@ -34,7 +35,6 @@ from luq_gguf.cost_factors import (
     REFERENCE_TOP,
     SAMPLE_BYTES,
     SEEDS,
-    SQUARE_COPIES,
     SUMS_ITEM,
     TOKEN_BYTES,
     TOWER_FFN_COPIES,
@@ -48,17 +48,16 @@ QUANTIZE, ASSEMBLE, JUDGE, BUNDLE = "quantize", "assemble", "judge", "bundle"
 
 @dataclass(frozen=True)
 class Tower:
-    """A vision tower in numbers of weights: all, of the largest block, of the largest tensor; widths, and how it sees.
+    """A vision tower in numbers of weights: all, of the largest block, outside the blocks; widths, and how it sees.
 
-    `around` are those outside the blocks. An image token is made of `patches`; in `full` of the blocks a patch sees all
-    others of its image, elsewhere `window` of them.
+    An image token is made of `patches`; in `full` of the blocks a patch sees all others of its image, elsewhere
+    `window` of them.
     """
 
     weights: int
     blocks: int
     block_weights: int
     around: int
-    largest: int
     hidden: int
     ffn: int
     patches: int
@@ -87,11 +86,6 @@ class Shape:
     outside: int
     deep: int = 0
     tower: Tower | None = None
-
-    @property
-    def widest(self) -> int:
-        """The widest input of a weight."""
-        return max(self.hidden, self.ffn, self.query)
 
 
 @dataclass(frozen=True)
@@ -258,7 +252,7 @@ def pictures_memory(shape: Shape, load: Load, chosen: Chosen) -> int:
     tower = shape.tower
     if tower is None:
         return 0
-    weights = chosen.compute * (tower.block_weights + tower.around) + 4 * tower.largest
+    weights = chosen.compute * (tower.block_weights + tower.around)
     patches = load.group * tower.patches
     rows = TOWER_HIDDEN_COPIES * tower.hidden + TOWER_FFN_COPIES * tower.ffn
     pixels = 2 * 4 * tower.patch_numbers
@@ -271,7 +265,7 @@ def layers_memory(shape: Shape, load: Load, chosen: Chosen, threads: int) -> int
 
     The states of all samples lie in a file.
     """
-    layer = chosen.compute * shape.layer_weights + 4 * shape.largest
+    layer = chosen.compute * shape.layer_weights
     held = samples_memory(shape, load, chosen) + sums_bytes(shape)
     work = max(batch_memory(shape, load, chosen), cluster_memory(shape, load, threads))
     head = min(shape.vocabulary, HEAD_ROWS)
@@ -286,9 +280,9 @@ def samples_memory(shape: Shape, load: Load, chosen: Chosen) -> int:
 
 
 def batch_memory(shape: Shape, load: Load, chosen: Chosen) -> int:
-    """The activations of a batch in a decoder layer, and float32 copies of what is summed."""
+    """The activations of a batch in a decoder layer."""
     rows = HIDDEN_COPIES * shape.hidden + FFN_COPIES * shape.ffn + 2 * (shape.query + 2 * shape.kv)
-    return load.batch * (chosen.compute * rows + 4 * SQUARE_COPIES * shape.widest)
+    return chosen.compute * load.batch * rows
 
 
 def vector_bytes(shape: Shape, load: Load) -> int:
@@ -297,8 +291,10 @@ def vector_bytes(shape: Shape, load: Load) -> int:
 
 
 def cluster_memory(shape: Shape, load: Load, threads: int) -> int:
-    """K-means: each run has a copy of the vectors."""
-    return (1 + min(SEEDS, threads)) * 4 * min(VECTORS, load.tokens) * shape.hidden
+    """K-means: the distances of all vectors, and widened vectors or a copy of them for each run."""
+    vectors = min(VECTORS, load.tokens)
+    copies = max(DISTANCE_BYTES, 4 * min(SEEDS, threads)) * vectors * shape.hidden
+    return DISTANCE_BYTES * vectors**2 + copies
 
 
 def quantizer_memory(shape: Shape, buffer_bytes: int) -> int:

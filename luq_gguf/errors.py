@@ -47,6 +47,11 @@ class LuqError(Exception):
 def _one_line(text: str) -> str:
     if len(text) > MAX_MESSAGE:
         text = f"{text[: MAX_MESSAGE - 200]}...{text[-200:]}"
+    return printable(text)
+
+
+def printable(text: str) -> str:
+    """Text that a terminal or a page only shows: what they would act on is escaped."""
     return text if text.isprintable() else "".join(mark if mark.isprintable() else ascii(mark)[1:-1] for mark in text)
 
 

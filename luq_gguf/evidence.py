@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from luq_gguf.artifacts import LayerScores, Record
 from luq_gguf.changes import ATTENTION, FFN
 from luq_gguf.errors import RequestError
-from luq_gguf.plan import layer_of, mean_changes
+from luq_gguf.planning import layer_of, mean_changes
 from luq_gguf.type_names import UNQUANTIZED, bits_of
 
 EVIDENCE = "evidence.json"
@@ -38,6 +38,12 @@ SPREAD = 5.0
 LEAST = 1e-12
 LIMITS = 0.5, 5.0
 """A measured layer or type is taken to do at least and at most so many times the predicted damage."""
+CODEBOOKS = ("IQ1_M", "IQ2_XXS", "IQ3_XXS")
+"""Types that get a factor of their own, measured in some layers."""
+DISPUTED = 4
+"""So many layers on which entropy and what layers add disagree most are measured by themselves."""
+LARGE = 4e9
+"""From so many weights on a probe costs minutes: fewer layers are lowered, and none is measured by itself."""
 
 
 class Probe(Record):
@@ -74,6 +80,14 @@ class Evidence(Record):
         if bool(self.coefficients) != bool(self.factors):
             raise ValueError("it has coefficients or factors of layers without the other")
         return self
+
+
+def probe_count(weights: int) -> int:
+    """Files to measure of a model with so many weights: the high type alone, each group, each codebook, single layers.
+
+    Where embeddings and output matrix are one weight it is one less.
+    """
+    return 1 + len(GROUPS) + len(CODEBOOKS) + (DISPUTED if weights < LARGE else 0)
 
 
 def group_of(name: str) -> str | None:

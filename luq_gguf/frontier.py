@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from luq_gguf.artifacts import Record, read_record
-from luq_gguf.evaluate import Quality
+from luq_gguf.judging import Quality
 
 FRONTIER = "frontier.json"
 
@@ -43,6 +43,14 @@ class FrontierPoint(Record):
     def divergence(self) -> float:
         """Nats a token."""
         return self.quality.all.divergence
+
+    @property
+    def verdict(self) -> str:
+        """What a preset that is better than a file has over it."""
+        return (
+            f"the preset {self.name} was measured to diverge less with no more bytes: "
+            f"KL {self.divergence:.4f} nats, {self.size_bytes:,} bytes"
+        )
 
 
 class Frontier(Record):

@@ -29,7 +29,7 @@ from luq_gguf.making import Maker
 from luq_gguf.manifest import versions
 from luq_gguf.prompts import Prompts, tokenize_calibration
 from luq_gguf.quantizer import Quantizer
-from luq_gguf.resources import estimate, require_resources
+from luq_gguf.resources import estimate, estimate_analysis, require_resources
 from luq_gguf.samples import CalibrationSet
 from luq_gguf.speed_budget import AUTO_TYPES
 from luq_gguf.trials import Trials, open_trials
@@ -94,11 +94,23 @@ def check_first(job: Job, layout: Layout, calibration: CalibrationSet) -> Prompt
     Gives the tokenized samples; None where they are not needed, since the analysis is there from an earlier run.
     """
     expected_plan(layout, job.settings, job.family.layers)
-    prompts = None
-    if not is_analyzed(job, calibration):
-        prompts = tokenize_calibration(job.checkpoint, job.family, calibration, job.settings.image_max_tokens)
+    prompts = _prompts(job, calibration)
     require_resources(job, estimate(job, layout, prompts))
     return prompts
+
+
+def check_analysis(job: Job, calibration: CalibrationSet) -> Prompts | None:
+    """The same for an analysis alone."""
+    prompts = _prompts(job, calibration)
+    if prompts is not None:
+        require_resources(job, estimate_analysis(job, prompts), "analyzing")
+    return prompts
+
+
+def _prompts(job: Job, calibration: CalibrationSet) -> Prompts | None:
+    if is_analyzed(job, calibration):
+        return None
+    return tokenize_calibration(job.checkpoint, job.family, calibration, job.settings.image_max_tokens)
 
 
 def _vision_part(job: Job) -> Path | None:

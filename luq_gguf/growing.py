@@ -18,7 +18,7 @@ from luq_gguf.artifacts import Record, move_file, naming_full_disk, read_record,
 from luq_gguf.assemble import COPY_BYTES, Blueprint, place_of
 from luq_gguf.errors import ArtifactError
 from luq_gguf.job import WORK, key_of
-from luq_gguf.plan import tensor_order
+from luq_gguf.planning import tensor_order
 from luq_gguf.progress import Progress, silent
 
 PREFIX, JOURNAL = "growing-", "journal.json"

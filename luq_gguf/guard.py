@@ -104,6 +104,11 @@ def _serve() -> NoReturn:
         os._exit(INTERRUPTED)
     except SystemExit as ended:
         sys.exit(FAILED if ended.code == 1 else ended.code)
+    except ModuleNotFoundError as error:
+        if "--debug" in sys.argv:
+            raise
+        _say(f"a library is missing: {error}; install luq_gguf again")
+        os._exit(FAILED)
     except BaseException:  # the commands tell their own errors: these could not even be loaded
         if "--debug" in sys.argv:
             raise

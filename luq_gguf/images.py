@@ -204,12 +204,15 @@ def grid_size(height: int, width: int, factor: int, min_pixels: int, max_pixels:
 
 
 def grid_limits(rule: ImageGrid, most_tokens: int | None = None) -> Limits:
-    """`fit_to_grid`'s arguments for a model: its own rule, within what llama.cpp leaves as it is and `most_tokens`."""
+    """`fit_to_grid`'s arguments for a model: its own rule, within what llama.cpp leaves as it is and `most_tokens`.
+
+    The most pixels are those of whole tokens, so that a number of tokens says it all to who runs the file.
+    """
     if rule.side is not None:
         return square_limits(rule.factor, rule.side, rule.padding)
     factor, least, most, *_ = token_limits(rule.factor, most_tokens)
     least = max(rule.min_pixels, least)
-    return Limits(factor, least, max(least, min(rule.max_pixels, most)))
+    return Limits(factor, least, max(least, min(rule.max_pixels - rule.max_pixels % factor**2, most)))
 
 
 def token_limits(factor: int, most_tokens: int | None = None) -> Limits:

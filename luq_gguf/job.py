@@ -22,7 +22,7 @@ from luq_gguf.export import require_tensors, resolve_dtype
 from luq_gguf.families import find_family
 from luq_gguf.families.base import Dtype, Family
 from luq_gguf.images import MIN_IMAGE_TOKENS
-from luq_gguf.plan import ORDERS, Budget
+from luq_gguf.planning import ORDERS, Budget
 from luq_gguf.progress import Progress
 from luq_gguf.speed_budget import AUTO
 from luq_gguf.type_names import parse_high_type, parse_low_type
@@ -30,6 +30,9 @@ from luq_gguf.type_names import parse_high_type, parse_low_type
 PLAN, SCORES, IMATRIX, MANIFEST = "plan.json", "scores.json", "imatrix.gguf", "manifest.json"
 SUMS, REFERENCE, TENSOR_TYPES = "sums.safetensors", "reference.safetensors", "tensor-types.txt"
 HEADER, MODEL, QUALITY = "header.bin", "model.json", "quality.json"
+REPORT, CARD, MODELFILE, PLOTS = "report.html", "README.md", "Modelfile", ("plot-layers.png", "plot-frontier.png")
+DOCUMENTS = (REPORT, CARD, MODELFILE, *PLOTS)
+"""What tells people of the results; made from the records, by `report` at any time."""
 WORK = ".work"
 KEPT = "kept"
 """The empty file in the folder of quantized layers which says that a user wanted them kept."""
@@ -81,6 +84,11 @@ class Settings:
     sequential: bool = False
 
     def __post_init__(self) -> None:
+        for name, value, least in (
+            ("low-layers", self.low_layers, 0), ("samples", self.samples, 1), ("threads", self.threads, 0),
+        ):  # fmt: skip
+            if value is not None and value < least:
+                raise RequestError(f"--{name} is {value}", hint=f"give at least {least}")
         _require_one_of("order", self.order, ORDERS)
         _require_one_of("mmproj type", self.mmproj_type, MMPROJ_TYPES)
         _require_one_of("compute type", self.compute_type, COMPUTE_TYPES)
@@ -233,6 +241,12 @@ def model_name(folder: Path) -> str:
     resolved = folder.resolve()
     hub = re.search(r"models--[^/]+--([^/]+)/snapshots/", f"{resolved}/")
     return re.sub(r"[^A-Za-z0-9._-]+", "-", hub[1] if hub else resolved.name).strip("-.") or "model"
+
+
+def hub_source(folder: Path) -> str | None:
+    """The hub id and revision of a downloaded snapshot's folder, "owner/name@revision"."""
+    found = re.search(r"models--([^/]+)--([^/]+)/snapshots/([0-9a-f]+)$", folder.resolve().as_posix())
+    return f"{found[1]}/{found[2]}@{found[3]}" if found else None
 
 
 def mmproj_name(name: str, kind: str) -> str:

@@ -27,7 +27,7 @@ from luq_gguf.families.base import Family
 from luq_gguf.gguf_file import GGUFFile
 from luq_gguf.importance import ImatrixNote
 from luq_gguf.job import HEADER, IMATRIX, MODEL, Job, Settings
-from luq_gguf.plan import (
+from luq_gguf.planning import (
     MIX,
     MIXED,
     Budget,

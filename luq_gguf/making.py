@@ -24,7 +24,7 @@ from luq_gguf.imatrix import check_importance
 from luq_gguf.importance import ImatrixNote, read_importance
 from luq_gguf.job import Job
 from luq_gguf.layout import part_names
-from luq_gguf.plan import weights_to_quantize
+from luq_gguf.planning import weights_to_quantize
 from luq_gguf.quantize import make_part, part_key
 from luq_gguf.quantizer import Quantizer
 from luq_gguf.room import PartBytes, require_room_to_grow, require_room_to_keep
@@ -175,7 +175,7 @@ class Maker:
 
         make_part(
             export, part, _types(plan, names), self.imatrix, high_type=plan.high_type, threads=job.settings.threads,
-            quantizer=self.quantizer,
+            quantizer=self.quantizer, progress=lambda _, done, total: job.progress("tensors", done, total),
         )  # fmt: skip
 
     def _check(self, target: Path, plan: Plan) -> None:

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, ValidationError
 from luq_gguf import __version__
 from luq_gguf.artifacts import Record, sha256_of, write_record
 from luq_gguf.checkpoint import INDEX, Checkpoint
-from luq_gguf.job import MANIFEST
+from luq_gguf.job import DOCUMENTS, MANIFEST
 from luq_gguf.safetensors_index import header_bytes
 from luq_gguf.small_files import read_small
 
@@ -44,8 +44,9 @@ class FileRecord(Record):
 class Manifest(Record):
     """What made the files of a folder.
 
-    `checkpoint` names the model by its content; `checkpoint_files` are SHA-256 of its config and index, and of the
-    header of each shard; `calibration` is the digest of the samples; `settings` hold the seed of every choice.
+    `checkpoint` names the model by its content, `source` is the hub id and revision it came from, where it did;
+    `checkpoint_files` are SHA-256 of its config and index, and of the header of each shard; `calibration` is the digest
+    of the samples; `settings` hold the seed of every choice.
     """
 
     format: Literal["luq-gguf manifest 1"] = "luq-gguf manifest 1"
@@ -54,6 +55,7 @@ class Manifest(Record):
     checkpoint_files: dict[str, str]
     calibration: str
     name: str
+    source: str | None = None
     settings: dict[str, str | int | float | bool | None]
     versions: dict[str, str]
     files: dict[FileName, FileRecord]
@@ -89,12 +91,16 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def find_manifest(folder: Path, request: str) -> Manifest | None:
-    """The manifest of a finished conversion with this request whose files are all as they were left."""
+    """The manifest of a finished conversion with this request whose files are all as they were left.
+
+    Documents may change: a model card is written to be edited.
+    """
     try:
         manifest = Manifest.model_validate_json(read_small(folder / MANIFEST))
     except (OSError, ValidationError):
         return None
-    whole = all(_is_as_left(folder / name, record) for name, record in manifest.files.items())
+    files = {name: record for name, record in manifest.files.items() if name not in DOCUMENTS}
+    whole = all(_is_as_left(folder / name, record) for name, record in files.items())
     return manifest if manifest.request == request and whole else None
 
 

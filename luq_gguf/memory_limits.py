@@ -11,10 +11,13 @@ from pathlib import Path
 
 import psutil
 
-from luq_gguf.machine import SYSTEM, free_memory
+from luq_gguf.machine import GROUP_FILES, SYSTEM, free_memory
 
 GROUPS = SYSTEM / "fs/cgroup"
 MEMBERSHIP = Path("/proc/self/cgroup")
+LIMIT_FILES = tuple(limit for limit, *_ in GROUP_FILES)
+UNLIMITED = 1 << 60
+"""Version 1 of control groups writes about so much where there is no limit."""
 SWAP_FILES = ("memory.swap.max", "memory.swap.current")
 
 
@@ -23,10 +26,20 @@ def available_memory(groups: Path = GROUPS, membership: Path = MEMBERSHIP) -> in
 
     Of the system and of each of the process' control groups the least counts; swap counts as far as the groups let it.
     """
-    folders = [groups, *_own_groups(groups, membership)]
+    folders = [groups, *own_groups(groups, membership)]
     free = min(free_memory(folder) for folder in folders)
     swap = min([int(psutil.swap_memory().free), *(left for folder in folders for left in _swap_left(folder))])
     return free + swap + int(psutil.Process().memory_info().rss)
+
+
+def group_limit(groups: Path = GROUPS, membership: Path = MEMBERSHIP) -> int | None:
+    """Bytes that the process' control groups allow it; None without limit."""
+    found: list[int] = []
+    for folder in (groups, *own_groups(groups, membership)):
+        for name in LIMIT_FILES:
+            with contextlib.suppress(OSError, ValueError):  # no such group, or "max"
+                found.append(int((folder / name).read_text()))
+    return min((limit for limit in found if limit < UNLIMITED), default=None)
 
 
 def process_limit() -> int | None:
@@ -42,7 +55,7 @@ def process_limit() -> int | None:
     return min((limit for limit in limits if limit != resource.RLIM_INFINITY), default=None)
 
 
-def _own_groups(groups: Path, membership: Path) -> Iterator[Path]:
+def own_groups(groups: Path, membership: Path) -> Iterator[Path]:
     """The folders of the process' control group and of those around it, the innermost first."""
     with contextlib.suppress(OSError):
         for line in membership.read_text(encoding="utf-8").splitlines():

@@ -16,7 +16,7 @@ from luq_gguf.errors import BudgetError
 from luq_gguf.evidence import TABLES, Evidence, block_shares, disturbances, factor_of, group_of
 from luq_gguf.layout import Layout
 from luq_gguf.mix import Knapsack, Option
-from luq_gguf.plan import TensorSpec
+from luq_gguf.planning import TensorSpec
 
 MIX_TYPES = ("IQ1_M", "IQ2_XXS", "Q2_K", "IQ3_XXS", "Q3_K", "IQ4_XS", "Q5_K", "Q6_K")
 """What groups may get beside what the high type gives them. IQ2_S brought nothing beside Q2_K and takes long."""

@@ -31,11 +31,10 @@ from luq_gguf.bundle import bundle
 from luq_gguf.checkpoint import resolve_model
 from luq_gguf.choice import Choice, choose_plan, plan_again, speed_rule
 from luq_gguf.errors import ArtifactError, CalibrationError, RequestError, RunError
-from luq_gguf.evaluate import Quality
 from luq_gguf.evidence import EVIDENCE, Evidence
 from luq_gguf.export import export_text, export_vision
 from luq_gguf.frontier import FrontierPoint, better_preset
-from luq_gguf.groundwork import Groundwork, prepare, write_importance
+from luq_gguf.groundwork import Groundwork, check_analysis, prepare, write_importance
 from luq_gguf.growing import drop_growing
 from luq_gguf.imatrix import (
     check_importance,
@@ -53,26 +52,32 @@ from luq_gguf.job import (
     PLAN,
     QUALITY,
     REFERENCE,
+    REPORT,
     SCORES,
     SUMS,
     TENSOR_TYPES,
     WORK,
     Job,
     Settings,
+    hub_source,
     key_of,
     model_name,
     open_job,
 )
+from luq_gguf.judging import Quality
 from luq_gguf.layout import keep_header, layout_of_config, write_header
 from luq_gguf.making import Made, Maker, make_to_speed
 from luq_gguf.manifest import Manifest, find_manifest, hash_headers, record_files, versions, write_manifest
-from luq_gguf.plan import MEASURED, MIX, Budget, choose_order, tensor_types_text, weights_to_quantize
+from luq_gguf.planning import MEASURED, MIX, Budget, choose_order, tensor_types_text, weights_to_quantize
 from luq_gguf.probing import gather_evidence
 from luq_gguf.progress import Progress, silent
 from luq_gguf.quantize import quantize_gguf
-from luq_gguf.samples import CalibrationSet
+from luq_gguf.report import try_report
+from luq_gguf.samples import CalibrationSet, without_pictures
 from luq_gguf.sequential import refine
+from luq_gguf.showcase import SHOWCASE, Answers, make_showcase
 from luq_gguf.speed_budget import Forecast, SpeedRule
+from luq_gguf.speed_record import SPEED, SpeedRecord
 from luq_gguf.trials import Trials
 from luq_gguf.verify import require_plan_of
 
@@ -81,7 +86,7 @@ __all__ = [
     "is_analysis", "plan_from_analysis", "quantize_file", "remix_importance", "size_table_of_model",
 ]  # fmt: skip
 
-FOR_LATER = (TENSOR_TYPES, SUMS, REFERENCE, HEADER, MODEL, QUALITY, EVIDENCE)
+FOR_LATER = (TENSOR_TYPES, SUMS, REFERENCE, HEADER, MODEL, QUALITY, EVIDENCE, SPEED, SHOWCASE)
 """What a conversion leaves beside its results for planning, mixing and judging again."""
 
 
@@ -114,6 +119,9 @@ class Conversion:
     """Why there is none."""
     better: FrontierPoint | None = None
     """A preset of llama.cpp's of no more bytes that a sweep into the same folder found to diverge less."""
+    report: Path | None = None
+    report_notes: tuple[str, ...] = ()
+    """What to mind about the report, or why there is none."""
 
     @property
     def floored(self) -> tuple[int, int]:
@@ -124,6 +132,11 @@ class Conversion:
         """Every result, the model first."""
         vision = [path for path in (self.mmproj, self.bundle) if path]
         return [self.model, *vision, self.plan_path, self.scores_path, self.imatrix_path]
+
+    def _repr_html_(self) -> str:
+        from luq_gguf.notebook import conversion_html
+
+        return conversion_html(self)
 
     def as_json(self) -> dict[str, Any]:
         """The object that `convert --json` prints."""
@@ -148,7 +161,7 @@ class Conversion:
             "scores": str(self.scores_path),
             "imatrix": str(self.imatrix_path),
             "floored_channels": self.floored[0],
-            "report": None,
+            "report": str(self.report) if self.report else None,
             "seconds": self.seconds,
         }
 
@@ -185,6 +198,11 @@ class SizeTable:
         """The table as one JSON object."""
         return asdict(self)
 
+    def _repr_html_(self) -> str:
+        from luq_gguf.notebook import sizes_html
+
+        return sizes_html(self)
+
 
 def convert(model: str, out: Path, settings: Settings, progress: Progress = silent) -> Conversion:
     """The whole path: text GGUF, mmproj and their records in `out`, verified.
@@ -200,7 +218,8 @@ def convert(model: str, out: Path, settings: Settings, progress: Progress = sile
     request = key_of(versions(), job.checkpoint.fingerprint, calibration.digest, plain_settings(settings), speed)
     finished = find_manifest(out, request)
     if finished is not None:
-        return _finished_conversion(job, finished)
+        result = _finished_conversion(job, finished)
+        return result if result.report is not None else _reported(result)
     with job.working():
         job.remember_parts()
         result = _convert(job, calibration, brought, rule)
@@ -208,7 +227,13 @@ def convert(model: str, out: Path, settings: Settings, progress: Progress = sile
         if not job.keeps_parts(result.plan.high_size_bytes):
             shutil.rmtree(job.parts, ignore_errors=True)
         drop_growing(out)
-    return result
+    return _reported(result)
+
+
+def _reported(result: Conversion) -> Conversion:
+    """The conversion with its report; what goes wrong with that does not fail what was made."""
+    path, notes = try_report(result.model.parent)
+    return replace(result, report=path, report_notes=notes)
 
 
 def _convert(
@@ -233,6 +258,8 @@ def _convert(
         if maker.imatrix != job.work / IMATRIX:
             _copy(maker.imatrix, job.work / IMATRIX)
         _keep_evidence(job, evidence)
+        answers = trials.of(maker).answers(made.choice.plan) if trials and not isinstance(judged, str) else None
+        _keep_for_report(job, made, calibration, answers)
         keep_header(job, ground.maker.header, ground.dataset)
         ground.leave_vision()
     return leave_records(job, made, ground.analysis, judged)
@@ -260,12 +287,21 @@ def _keep_evidence(job: Job, evidence: Evidence | None) -> None:
         write_record(job.out / EVIDENCE, evidence)
 
 
+def _keep_for_report(job: Job, made: Made, calibration: CalibrationSet, answers: Answers | None) -> None:
+    """What only this run knows and a report shows: the predicted speed, and the samples in short."""
+    (job.out / SPEED).unlink(missing_ok=True)
+    if made.choice.forecast is not None:
+        write_record(job.out / SPEED, SpeedRecord.of(made.choice.forecast, made.tps))
+    seen = calibration if job.family.vision is not None else without_pictures(calibration)
+    write_record(job.out / SHOWCASE, make_showcase(seen, answers))
+
+
 def analyze(model: str, out: Path, settings: Settings, progress: Progress = silent) -> LayerScores:
     """Scores, sums, importance matrix, reference and header of a model in `out`, for `plan` and `imatrix`."""
     job = open_job(model, out, settings, progress)
     calibration = read_calibration(settings, progress)
     with job.working():
-        analysis = run_analysis(job, calibration)
+        analysis = run_analysis(job, calibration, check_analysis(job, calibration))
         for name in (SCORES, SUMS, REFERENCE):
             _copy(analysis.folder / name, out / name)
         write_importance(out / SUMS, settings.alpha, out / IMATRIX)
@@ -317,13 +353,15 @@ def bundle_name(target: Path) -> Path:
 
 
 def finish(job: Job, request: str, calibration: CalibrationSet, result: Conversion) -> None:
-    """Write the manifest, the last of all files."""
+    """Write the manifest, the last of all files but the report, which tells of it."""
+    (job.out / REPORT).unlink(missing_ok=True)
     manifest = Manifest(
         request=request,
         checkpoint=job.checkpoint.digest,
         checkpoint_files=hash_headers(job.checkpoint),
         calibration=calibration.digest,
         name=job.name,
+        source=hub_source(job.checkpoint.folder),
         settings=plain_settings(_decided(job.settings, result.plan)),
         versions=versions(),
         files=record_files([*result.files(), *(job.out / name for name in FOR_LATER if (job.out / name).exists())]),
@@ -354,6 +392,7 @@ def _finished_conversion(job: Job, manifest: Manifest) -> Conversion:
     return Conversion(
         target, job.mmproj, bundled, out / PLAN, out / SCORES, out / IMATRIX, plan, scores, manifest.layer_bytes, {},
         job.family.layout, quality=quality, better=_better(job, plan, quality),
+        report=out / REPORT if (out / REPORT).is_file() else None,
     )  # fmt: skip
 
 

@@ -16,7 +16,10 @@ from gguf import GGMLQuantizationType
 from luq_gguf.artifacts import LayerScores, Plan, read_record, scratch_folder, write_record
 from luq_gguf.errors import RequestError
 from luq_gguf.evidence import (
+    CODEBOOKS,
+    DISPUTED,
     GROUPS,
+    LARGE,
     LIMITS,
     SPREAD,
     Evidence,
@@ -36,7 +39,7 @@ from luq_gguf.growth import order_by_damage
 from luq_gguf.job import Job, Settings, key_of
 from luq_gguf.layout import Layout
 from luq_gguf.mixing import HIGH, MIX_TYPES
-from luq_gguf.plan import DAMAGE, MEASURED, Budget, change_scores, choose_order, entropy_means
+from luq_gguf.planning import DAMAGE, MEASURED, Budget, change_scores, choose_order, entropy_means
 from luq_gguf.speed_budget import AUTO
 from luq_gguf.trials import Trials
 from luq_gguf.type_names import UNQUANTIZED
@@ -47,15 +50,10 @@ TABLE_ROWS = 256
 """The same of embeddings and the output matrix, whose rows, one a token, differ more."""
 TOKENS, TOKENS_BY_WEIGHTS = 1000, 8e12
 """Held-out samples of so many tokens judge a probe, of so many by the model's weights where those are few."""
-LARGE = 4e9
-"""From so many weights on a probe costs minutes: fewer layers are lowered, and none is measured by itself."""
 PROBE_TYPE = "Q2_K"
 """Quick to quantize to, and its errors are noise, and large: what coefficients are fitted to."""
-CODEBOOKS = ("IQ1_M", "IQ2_XXS", "IQ3_XXS")
-"""Types that get a factor of their own, measured in CODEBOOK_LAYERS."""
 CODEBOOK_LAYERS, FEW_CODEBOOK_LAYERS = 3, 2
-DISPUTED = 4
-"""So many layers on which entropy and what layers add disagree most are measured by themselves."""
+"""In so many layers types with codebooks are measured."""
 EVERY = 2
 """Of a large model every second layer is lowered to fit the groups' coefficients."""
 IQ1 = "IQ1_M"
@@ -78,18 +76,9 @@ def gather_evidence(ground: Groundwork, trials: Trials | None) -> Evidence | Non
     brief = trials.brief(tokens_for(ground.lay_out(decided).weights))
     probing = _Probing(ground, brief, ground.analysis.scores, decided)
     rules = (
-        MIX_TYPES,
-        PROBE_TYPE,
-        CODEBOOKS,
-        CODEBOOK_LAYERS,
-        DISPUTED,
-        ROWS,
-        TABLE_ROWS,
-        GROUPS,
-        SPREAD,
-        LIMITS,
-        LARGE,
-    )
+        MIX_TYPES, PROBE_TYPE, CODEBOOKS, CODEBOOK_LAYERS, FEW_CODEBOOK_LAYERS, DISPUTED, EVERY, LARGE, ROWS,
+        TABLE_ROWS, GROUPS, SPREAD, LIMITS,
+    )  # fmt: skip
     key = key_of(probing.trials.key, settings.order, low_type, settings.high_type, rules)
     kept = job.work / f"evidence-{key}.json"
     if kept.is_file():

@@ -24,7 +24,7 @@ from luq_gguf.artifacts import cache_folder, read_record, write_record
 from luq_gguf.bench import OTHER, Part, PartSamples, measure_bandwidth, measure_decode, measure_parts
 from luq_gguf.errors import ArtifactError
 from luq_gguf.families.text_only import Qwen2
-from luq_gguf.plan import layer_of
+from luq_gguf.planning import layer_of
 from luq_gguf.processors import cpu_name, default_threads
 from luq_gguf.progress import Progress, silent
 from luq_gguf.random_gguf import write_random_gguf

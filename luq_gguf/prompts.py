@@ -92,6 +92,8 @@ class PromptMaker:
         self.limits = grid_limits(family.image_grid, self.image_tokens)
         if self.limits.side:
             self.image_tokens = self._tokens_of_square(image_tokens)
+        else:
+            self.image_tokens = self.limits.max_pixels // self.limits.factor**2
 
     def _tokens_of_square(self, most: int | None) -> int:
         """The tokens that every image has; raises RequestError where they are too many."""

@@ -1,7 +1,7 @@
 """The quality of finished files as a stage: by which reference, on which samples, with what kept between runs.
 
 Takes files and where to find a yardstick: the folder of an analysis or conversion, a 16-bit GGUF, labelled data, a
-benchmark's table. The figures are made by `evaluate` and `vqa`.
+benchmark's table. The figures are made by `judging` and `vqa`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from luq_gguf.artifacts import Record, cache_folder
 from luq_gguf.calibration import load_calibration
 from luq_gguf.embeddings import EmbeddingStore
 from luq_gguf.errors import ArtifactError, CalibrationError, RequestError
-from luq_gguf.evaluate import Quality, judge, refer, summarize
 from luq_gguf.job import REFERENCE, WORK, key_of
+from luq_gguf.judging import Quality, judge, refer, summarize
 from luq_gguf.loadable import open_loadable
 from luq_gguf.manifest import versions
 from luq_gguf.progress import Progress, silent
@@ -25,6 +25,7 @@ from luq_gguf.prompts import MAX_TOKENS
 from luq_gguf.reference import Reference, read_reference
 from luq_gguf.runtime import Runtime
 from luq_gguf.samples import CalibrationSet, Sample
+from luq_gguf.showcase import Answers, choose_answers
 from luq_gguf.vqa.asking import BenchmarkResult, ask_all, digest_of, score_all
 from luq_gguf.vqa.benchmarks import EXACT, Benchmark, find_benchmark
 from luq_gguf.vqa.questions import Question, read_questions
@@ -71,9 +72,13 @@ class Evaluator:
 
     def quality(self, model: Path, yardstick: Yardstick) -> Quality:
         """How well a file says what the reference says."""
+        return self.judge(model, yardstick)[0]
+
+    def judge(self, model: Path, yardstick: Yardstick) -> tuple[Quality, Answers]:
+        """How well a file says what the reference says, and some of the answers that this was measured on."""
         with self.open(model, yardstick.image_tokens) as runtime:
             found = judge(runtime, yardstick.samples, yardstick.reference, self.progress)
-        return summarize(found, yardstick.name)
+        return summarize(found, yardstick.name), choose_answers(found)
 
     def ask(
         self, model: Path, benchmark: Benchmark, questions: Sequence[Question], data: Path, *, skip_bad: bool = False
@@ -114,6 +119,43 @@ class Evaluation(Record):
             return None
         full = self.reference_benchmark.figures["score"].value
         return 1 - self.benchmark.figures["score"].value / full if full else None
+
+    def _repr_html_(self) -> str:
+        from luq_gguf.notebook import evaluation_html
+
+        return evaluation_html(self)
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """What to evaluate, by what; see `evaluate_files` and `Evaluator`. `work` None takes the folder of the reference.
+
+    Raises RequestError for a number of threads below 0; 0 takes one for each core.
+    """
+
+    models: tuple[Path, ...]
+    mmproj: Path | None = None
+    reference: Path | None = None
+    data: Path | None = None
+    benchmark: str | None = None
+    image_max_tokens: int | None = None
+    skip_bad: bool = False
+    work: Path | None = None
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        if self.threads < 0:
+            raise RequestError(f"threads is {self.threads}", hint="give at least 0")
+
+
+def run_evaluation(request: EvaluationRequest, progress: Progress = silent) -> list[Evaluation]:
+    """Everything that is to be measured of every file; errors as evaluate_files."""
+    work = request.work or work_folder(request.reference)
+    evaluator = Evaluator(request.mmproj, work, request.threads, request.image_max_tokens, progress)
+    return evaluate_files(
+        request.models, evaluator, reference=request.reference, data=request.data, benchmark=request.benchmark,
+        skip_bad=request.skip_bad,
+    )  # fmt: skip
 
 
 def evaluate_files(

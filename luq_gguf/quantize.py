@@ -24,7 +24,7 @@ from luq_gguf.artifacts import atomic_path, require_space
 from luq_gguf.errors import ArtifactError, GGUFError, QuantizeError
 from luq_gguf.gguf_file import GGUFFile, GGUFTensor, align, tensor_bytes
 from luq_gguf.importance import ImatrixNote, read_means
-from luq_gguf.plan import TensorSpec, is_weight, override_pattern, tensor_order
+from luq_gguf.planning import TensorSpec, is_weight, override_pattern, tensor_order
 from luq_gguf.progress import Progress, silent
 from luq_gguf.quantizer import Quantizer
 from luq_gguf.type_names import UNQUANTIZED, base_file_type, parse_high_type, parse_low_type

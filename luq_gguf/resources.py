@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from luq_gguf.artifacts import Plan, existing_folder, require_space
@@ -21,7 +21,10 @@ from luq_gguf.memory_limits import available_memory, process_limit
 from luq_gguf.processors import default_threads
 from luq_gguf.prompts import Prompts
 from luq_gguf.quantize import BUFFER_BYTES
-from luq_gguf.workload import chosen_of, expected_plan, load_of, shape_of, unknown_load
+from luq_gguf.workload import chosen_of, compute_bytes, expected_plan, load_of, shape_of, unknown_load
+
+ANALYSIS = (PICTURES, LAYERS)
+"""The stages of the analysis, which is one process."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,11 @@ def task_of(job: Job, layout: Layout, prompts: Prompts | None, *, analyzed: bool
 
 def costs_of(job: Job, task: Task) -> Costs:
     """Memory of every stage and disk of a job."""
-    threads = job.settings.threads or default_threads()
-    return estimate_costs(task.shape, task.load, task.chosen, BUFFER_BYTES, threads)
+    return estimate_costs(task.shape, task.load, task.chosen, BUFFER_BYTES, _threads(job))
+
+
+def _threads(job: Job) -> int:
+    return job.settings.threads or default_threads()
 
 
 def estimate(job: Job, layout: Layout, prompts: Prompts | None) -> Costs:
@@ -67,11 +73,21 @@ def estimate(job: Job, layout: Layout, prompts: Prompts | None) -> Costs:
     return costs_of(job, task_of(job, layout, prompts, analyzed=prompts is None))
 
 
-def require_resources(job: Job, costs: Costs) -> None:
+def estimate_analysis(job: Job, prompts: Prompts) -> Costs:
+    """The costs of a job's analysis alone."""
+    from luq_gguf.activations import resolve_compute_type
+
+    compute = compute_bytes(resolve_compute_type(job.settings.compute_type))
+    nothing_made = Chosen(compute, text=0, high=0, low=0, step=0, header=0, tensors=0, types={}, evaluates=False)
+    costs = estimate_costs(shape_of(job.family), load_of(prompts), nothing_made, BUFFER_BYTES, threads=_threads(job))
+    return replace(costs, stages=tuple(stage for stage in costs.stages if stage.name in ANALYSIS))
+
+
+def require_resources(job: Job, costs: Costs, doing: str = "converting") -> None:
     """Raise DiskSpaceError or MemoryLimitError where a job takes more than there is."""
     for place in places(job, costs):
-        require_space(place.folder, place.needed, f"converting {job.name}")
-    require_memory(job, costs)
+        require_space(place.folder, place.needed, f"{doing} {job.name}")
+    require_memory(job, costs, doing)
 
 
 def places(job: Job, costs: Costs) -> list[Place]:
@@ -104,26 +120,28 @@ def _sizes(folder: Path) -> int:
     return sum(entry.stat().st_size for entry in entries() if entry.is_file())
 
 
-def require_memory(job: Job, costs: Costs) -> None:
+def require_memory(job: Job, costs: Costs, doing: str) -> None:
     """Raise MemoryLimitError where a stage takes more memory than this program can have, or one process may have."""
     available, peak = available_memory(), costs.peak
     if peak.memory_bytes > available:
-        raise _too_much(job, peak, available, f"{available:,} bytes are available", "close other programs")
+        there = f"{available:,} bytes are available"
+        raise _too_much(job, doing, peak, available, there, "close other programs")
     limit, alone = process_limit(), _analysis(costs)
     if limit is not None and alone is not None and alone.memory_bytes > limit:
-        raise _too_much(job, alone, limit, f"`ulimit` allows {limit:,} bytes", "raise `ulimit -v` and `ulimit -d`")
+        there = f"`ulimit` allows {limit:,} bytes"
+        raise _too_much(job, doing, alone, limit, there, "raise `ulimit -v` and `ulimit -d`")
 
 
 def _analysis(costs: Costs) -> StageCost | None:
     """The larger stage of the analysis, which is one process."""
-    stages = [stage for stage in costs.stages if stage.name in (PICTURES, LAYERS)]
+    stages = [stage for stage in costs.stages if stage.name in ANALYSIS]
     return max(stages, key=lambda stage: stage.memory_bytes, default=None)
 
 
-def _too_much(job: Job, stage: StageCost, available: int, there: str, hint: str) -> MemoryLimitError:
+def _too_much(job: Job, doing: str, stage: StageCost, available: int, there: str, hint: str) -> MemoryLimitError:
     others = _hints(job, stage)
     return MemoryLimitError(
-        f"converting {job.name} needs {stage.memory_bytes:,} bytes of memory ({stage.name}), {there}",
+        f"{doing} {job.name} needs {stage.memory_bytes:,} bytes of memory ({stage.name}), {there}",
         needed=stage.memory_bytes,
         available=available,
         hint=", or ".join([hint, *others]),
@@ -135,7 +153,7 @@ def _hints(job: Job, stage: StageCost) -> list[str]:
     from luq_gguf.activations import resolve_compute_type
 
     hints = []
-    if stage.name in (PICTURES, LAYERS) and resolve_compute_type(job.settings.compute_type) == "f32":
+    if stage.name in ANALYSIS and resolve_compute_type(job.settings.compute_type) == "f32":
         hints.append("compute with half the bytes by --compute-type bf16")
     if stage.name == JUDGE:
         hints.append("leave the quality unmeasured by --no-eval")

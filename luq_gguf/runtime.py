@@ -23,6 +23,7 @@ from luq_gguf.embeddings import EmbeddingStore
 from luq_gguf.errors import RunError
 from luq_gguf.gguf_file import GGUFFile
 from luq_gguf.images import fit_to_grid
+from luq_gguf.llama_log import quiet_llama
 from luq_gguf.loadable import open_loadable
 from luq_gguf.processors import default_threads
 from luq_gguf.projectors import doubt_pair, projector_of
@@ -71,7 +72,7 @@ class Runtime:
         from llama_cpp import mtmd_cpp
 
         self._llama, self._mtmd = llama_cpp, mtmd_cpp
-        self.log = self._stack.enter_context(_quiet_llama())
+        self.log = self._stack.enter_context(quiet_llama())
         self.threads = threads or default_threads()
         self.metadata = open_loadable(model).metadata
         llama_cpp.llama_backend_init()
@@ -343,9 +344,13 @@ class Runtime:
         guess = self._llama.llama_vocab_eot(self._vocab)
         return self._token_text(next(ends, guess if guess >= 0 else self._llama.llama_vocab_eos(self._vocab)))
 
-    def _piece(self, token: int) -> bytes:
+    def piece(self, token: int) -> str:
+        """A token as text, special ones by their names; bytes that make no whole letter show as its substitute."""
+        return self._piece(token, special=True).decode(errors="replace")
+
+    def _piece(self, token: int, *, special: bool = False) -> bytes:
         buffer = ctypes.create_string_buffer(256)
-        count = self._llama.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)
+        count = self._llama.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
         return buffer.raw[: max(count, 0)]
 
 
@@ -384,39 +389,3 @@ def _mmproj_file(model: Path, mmproj: Path | None) -> Iterator[Path]:
         path = Path(folder) / "mmproj.gguf"
         extract_mmproj(model, path)
         yield path
-
-
-class _Log:
-    """The last lines that llama.cpp printed."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def add(self, text: bytes | None) -> None:
-        self.lines += (text or b"").decode(errors="replace").strip().splitlines()
-        del self.lines[:-20]
-
-    def last(self) -> str:
-        telling = [line for line in self.lines if "error" in line.lower() or "fail" in line.lower()]
-        return (telling or self.lines or ["it gave no reason"])[0]
-
-
-@contextlib.contextmanager
-def _quiet_llama() -> Iterator[_Log]:
-    """Keep what llama.cpp prints instead of letting it reach the terminal."""
-    import llama_cpp
-    from llama_cpp import mtmd_cpp
-
-    log = _Log()
-    callback = llama_cpp.llama_log_callback(lambda level, text, data: log.add(text))
-    nothing = ctypes.c_void_p(0)
-    llama_cpp.llama_log_set(callback, nothing)
-    mtmd_cpp.mtmd_helper_log_set(callback, nothing)
-    try:
-        yield log
-    finally:
-        from llama_cpp._logger import llama_log_callback
-
-        llama_cpp.llama_log_set(llama_log_callback, nothing)
-        mtmd_cpp.mtmd_helper_log_set(llama_log_callback, nothing)
-        del callback

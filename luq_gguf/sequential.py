@@ -25,7 +25,7 @@ from luq_gguf.job import IMATRIX, key_of
 from luq_gguf.layout import part_names
 from luq_gguf.making import Maker
 from luq_gguf.manifest import versions
-from luq_gguf.plan import is_weight, layer_of
+from luq_gguf.planning import is_weight, layer_of
 
 Arrays = dict[str, NDArray[np.float32]]
 

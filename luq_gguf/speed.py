@@ -18,7 +18,7 @@ from pydantic import Field
 
 from luq_gguf.artifacts import Record
 from luq_gguf.errors import RequestError
-from luq_gguf.plan import TensorSpec, layer_of, type_size
+from luq_gguf.planning import TensorSpec, layer_of, type_size
 
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 QUERIES, UNITS = ".attn_q.weight", ".ffn_up.weight"

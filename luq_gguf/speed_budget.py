@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from luq_gguf.artifacts import Plan
 from luq_gguf.errors import BudgetError, RequestError
-from luq_gguf.plan import TensorSpec
+from luq_gguf.planning import TensorSpec
 from luq_gguf.speed import Profile, Speed, predict, tensors_of
 
 AUTO = "auto"
@@ -24,7 +24,8 @@ LONG_CONTEXT = 4096
 class Forecast:
     """Tokens a second that a plan and the high type alone are predicted to reach on a CPU.
 
-    `long` is the plan's speed after a context of `long_context` tokens, `doubt` what else than the plan may matter.
+    `long` is the plan's speed after a context of `long_context` tokens, `full` that of the 16-bit file where the
+    profile has its types, `doubt` what else than the plan may matter.
     """
 
     cpu: str
@@ -34,6 +35,7 @@ class Forecast:
     long: Speed
     long_context: int = LONG_CONTEXT
     doubt: str | None = None
+    full: Speed | None = None
 
     @property
     def slower(self) -> bool:
@@ -71,7 +73,13 @@ class SpeedRule:
             high=predict(alone, self.profile, self.threads),
             long=predict(planned, self.profile, self.threads, LONG_CONTEXT),
             doubt=self.doubt,
+            full=self._full(specs),
         )
+
+    def _full(self, specs: Sequence[TensorSpec]) -> Speed | None:
+        tensors = tensors_of(specs, {spec.name: spec.source.name for spec in specs})
+        known = all(tensor.kind in self.profile.rates for tensor in tensors)
+        return predict(tensors, self.profile, self.threads) if known else None
 
     def allows(self, specs: Sequence[TensorSpec], plan: Plan) -> bool:
         """Whether a plan is predicted to reach the speed, where one is to be reached."""

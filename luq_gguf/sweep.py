@@ -14,13 +14,13 @@ from luq_gguf.analysis import read_calibration
 from luq_gguf.artifacts import Plan, write_record
 from luq_gguf.choice import speed_rule
 from luq_gguf.errors import RequestError
-from luq_gguf.evaluate import Quality
 from luq_gguf.frontier import FRONTIER, Frontier, FrontierPoint
 from luq_gguf.groundwork import Groundwork, prepare
 from luq_gguf.imatrix import read_brought
 from luq_gguf.job import Settings, open_job
+from luq_gguf.judging import Quality
 from luq_gguf.layout import Layout
-from luq_gguf.plan import Budget, choose_order
+from luq_gguf.planning import Budget, choose_order
 from luq_gguf.progress import Progress, silent
 from luq_gguf.speed_budget import AUTO, SpeedRule
 

@@ -13,15 +13,16 @@ from pathlib import Path
 import numpy as np
 
 from luq_gguf.artifacts import Plan, read_record, scratch_folder, sha256_of, write_record
-from luq_gguf.evaluate import Quality
 from luq_gguf.job import key_of
+from luq_gguf.judging import Quality
 from luq_gguf.making import Maker
 from luq_gguf.manifest import versions
 from luq_gguf.quality import Evaluator, Yardstick, yardstick_of_calibration
 from luq_gguf.reference import read_reference
 from luq_gguf.samples import CalibrationSet
+from luq_gguf.showcase import Answers
 
-JUDGED, TRIAL = "judged", "trial.gguf"
+JUDGED, ANSWERS, TRIAL = "judged", "answers", "trial.gguf"
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,19 @@ class Trials:
 
     def _judge(self, plan: Plan, file: Path) -> Quality:
         with self.maker.job.watch.measure("judge"):
-            quality = self.evaluator.quality(file, self.yardstick)
+            quality, answers = self.evaluator.judge(file, self.yardstick)
+        write_record(self._answers(plan), answers)
         write_record(self._kept(plan), quality)
         return quality
+
+    def answers(self, plan: Plan) -> Answers | None:
+        """Some of the answers by which a plan's file was judged, now or in an earlier run that kept them."""
+        kept = self._answers(plan)
+        return read_record(kept, Answers) if kept.is_file() else None
+
+    def _answers(self, plan: Plan) -> Path:
+        kept = self._kept(plan)
+        return kept.parent / ANSWERS / kept.name
 
     def of(self, maker: Maker) -> Trials:
         """The same of files that another maker makes."""

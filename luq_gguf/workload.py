@@ -16,17 +16,15 @@ from luq_gguf.artifacts import Plan
 from luq_gguf.bundle import bundle_size
 from luq_gguf.costs import Chosen, Load, Shape, Tower
 from luq_gguf.durations import tries_of
-from luq_gguf.evidence import GROUPS
+from luq_gguf.evidence import probe_count
 from luq_gguf.export import vision_file_size
 from luq_gguf.families.base import Family, TensorSource
 from luq_gguf.images import MAX_IMAGE_TOKENS
 from luq_gguf.job import Job, Settings
 from luq_gguf.layout import Layout
-from luq_gguf.plan import MIX, Budget, TensorSpec, choose_order, layer_of
+from luq_gguf.planning import MIX, Budget, TensorSpec, choose_order, layer_of
 from luq_gguf.prompts import MAX_TOKENS, Prompts, TokenizedSample
 
-PROBES = 1 + len(GROUPS) + 3 + 4
-"""Files that are judged before a mixture is chosen: `probing`'s high type, groups, codebooks and disputed layers."""
 COPIED_TYPES = {"Q4_K", "Q4_0", "IQ4_NL", "Q2_K"}
 """What llama.cpp's CPU backend puts into an order of its own (ggml-cpu/repack.cpp); elsewhere fewer, or none."""
 IMATRIX_TENSOR_BYTES = 256
@@ -72,7 +70,6 @@ def _tower_of(family: Family) -> Tower | None:
         blocks=len(counts),
         block_weights=max(counts.values()),
         around=sum(prod(tensor.shape) for tensor in tensors if _block_of(tensor) is None),
-        largest=max(prod(tensor.source_shape) for tensor in tensors),
         hidden=patch[0],
         ffn=ffn,
         patches=(family.image_factor // patch[-1]) ** 2,
@@ -127,6 +124,11 @@ def expected_plan(layout: Layout, settings: Settings, layers: int) -> Plan:
     return layout.plan(depth, "depth", Budget(None, settings.max_size or max(layout.sizes(depth))), strict=False)
 
 
+def compute_bytes(compute_type: str) -> int:
+    """Bytes of a number in which activations are computed."""
+    return 2 if compute_type == "bf16" else 4
+
+
 def chosen_of(job: Job, layout: Layout, plan: Plan, compute_type: str, *, analyzed: bool) -> Chosen:
     """What a job will make, in numbers."""
     settings = job.settings
@@ -137,7 +139,7 @@ def chosen_of(job: Job, layout: Layout, plan: Plan, compute_type: str, *, analyz
     mixes = settings.order == MIX
     text = _text_bytes(settings, plan)
     return Chosen(
-        compute=2 if compute_type == "bf16" else 4,
+        compute=compute_bytes(compute_type),
         text=text,
         high=sizes[0],
         low=sizes[-1],
@@ -151,7 +153,7 @@ def chosen_of(job: Job, layout: Layout, plan: Plan, compute_type: str, *, analyz
         bundle=bundle_size(text, vision) if settings.bundle else 0,
         keeps=not job.moves_parts(sizes[0]),
         evaluates=settings.evaluate,
-        tries=tries_of(settings.order, plan.layers, PROBES, drop=settings.max_drop is not None),
+        tries=tries_of(settings.order, plan.layers, probe_count(layout.weights), drop=settings.max_drop is not None),
         mixes=mixes,
         sequential=settings.sequential,
         analyzed=analyzed,

@@ -10,9 +10,10 @@ import pytest
 
 from luq_gguf import pipeline
 from luq_gguf.demo import CHECKPOINT
+from luq_gguf.quantizer import Quantizer
 from tests.pico import build_pico
 from tests.program import QUICK, Run, result_of, run_program
-from tests.stock import StockTools, prepare_stock_tools
+from tests.stock import SERVER, StockTools, prepare_stock_tools
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,6 +28,13 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def pico_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pico Qwen2.5-VL in the hub's form: bf16, one file, 3 layers."""
     return build_pico(tmp_path_factory.mktemp("checkpoints") / "Pico-VL-Instruct")
+
+
+@pytest.fixture(scope="module")
+def quantizer() -> Iterator[Quantizer]:
+    """A running quantizer, one for a test file."""
+    with Quantizer() as child:
+        yield child
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +56,12 @@ def analyzed_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stock() -> StockTools:
     """llama.cpp's own tools, for slow tests."""
     return prepare_stock_tools()
+
+
+@pytest.fixture(scope="session")
+def server_tools() -> StockTools:
+    """llama.cpp's server."""
+    return prepare_stock_tools(SERVER)
 
 
 @pytest.fixture

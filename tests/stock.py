@@ -15,6 +15,7 @@ import tarfile
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
 from pathlib import Path, PurePosixPath
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,6 +28,10 @@ TOOLS = {
     "llama-imatrix": ("tools/imatrix/imatrix.cpp",),
     "llama-mtmd-cli": ("tools/mtmd/mtmd-cli.cpp",),
 }
+SERVER = {"llama-server": ("tools/server/*.cpp", "tools/ui/ui.h.in", "tools/ui/ui.cpp.in")}
+"""Only for the frontends: more code than all others together."""
+NO_PAGE = {"#cmakedefine LLAMA_UI_HAS_ASSETS 1": "", "@N_ASSETS@": "0", "@USE_GZIP@": "false", "@ASSET_ARRAYS@": ""}
+"""How the templates (*.in) of the server's web page are filled where it has none."""
 BENCH = {"llama-bench": ("tools/llama-bench/main.cpp", "tools/llama-bench/llama-bench.cpp")}
 """Only for benchmarks/llama_bench.py."""
 LIBRARIES = ("llama-common", "mtmd", "llama", "ggml", "ggml-cpu", "ggml-base")
@@ -42,10 +47,15 @@ class StockTools:
     folder: Path
     libraries: Path
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the tools need to find their libraries."""
+        return {"LD_LIBRARY_PATH": str(self.libraries)}
+
     def run(self, tool: str, *arguments: str | int | Path, cwd: Path, **environment: str) -> str:
         """What a tool prints; it must succeed. In a session of its own it finds no terminal to write to."""
         command = [str(self.folder / tool), *map(str, arguments)]
-        variables = os.environ | {"LD_LIBRARY_PATH": str(self.libraries)} | environment
+        variables = os.environ | self.environment | environment
         done = subprocess.run(
             command, cwd=cwd, env=variables, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=300,
             start_new_session=True,
@@ -68,11 +78,16 @@ class StockTools:
         raise AssertionError(f"llama-mtmd-cli gave no whole answer, only {printed!r}")
 
 
-def pinned_version() -> str:
-    """The version in constraints.txt, which has to be the installed one."""
+def pinned(package: str) -> str:
+    """A version in constraints.txt."""
     pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
-    installed = importlib.metadata.version(PACKAGE)
-    assert installed == pins[PACKAGE], f"{PACKAGE} {installed} is installed, constraints.txt says {pins[PACKAGE]}"
+    return pins[package]
+
+
+def pinned_version() -> str:
+    """That of llama-cpp-python, which has to be the installed one."""
+    installed, wanted = importlib.metadata.version(PACKAGE), pinned(PACKAGE)
+    assert installed == wanted, f"{PACKAGE} {installed} is installed, constraints.txt says {wanted}"
     return installed
 
 
@@ -127,16 +142,41 @@ def compile_tool(name: str, files: Sequence[str], source: Path, folder: Path, li
     """Compile and link one tool; it finds its libraries by LD_LIBRARY_PATH."""
     with tempfile.TemporaryDirectory(dir=folder, prefix=".compile-") as work:
         made = Path(work) / name
-        run_quietly(
-            [
-                "c++", "-std=c++17", "-O1", "-w",
-                *(f"-I{source / include}" for include in INCLUDES),
-                *(str(source / file) for file in files),
-                f"-L{libraries}", *(f"-l{library}" for library in LIBRARIES), "-pthread", "-o", str(made),
-            ],
-            f"cannot compile {name}",
-        )  # fmt: skip
+        includes = (f"-I{path}" for path in (work, *(source / include for include in INCLUDES)))
+        options = ("-std=c++17", "-O1", "-w", *includes, *built_with(libraries))
+
+        def compile_file(number: int, path: Path) -> str:
+            target = f"{work}/{number}.o"
+            run_quietly(["c++", *options, "-c", str(path), "-o", target], f"cannot compile {name}")
+            return target
+
+        with ThreadPool(os.cpu_count()) as pool:
+            objects = pool.starmap(compile_file, enumerate(code_of(files, source, Path(work))), chunksize=1)
+        linked = (f"-L{libraries}", *(f"-l{library}" for library in LIBRARIES))
+        run_quietly(["c++", *objects, *linked, "-pthread", "-o", str(made)], f"cannot link {name}")
         made.replace(folder / name)
+
+
+def built_with(libraries: Path) -> tuple[str, ...]:
+    """What the layout of the classes depends on that libllama-common has of cpp-httplib: HTTPS or not."""
+    secure = b"SSLClient" in (libraries / "libllama-common.so").read_bytes()
+    return ("-DLLAMA_SUBPROCESS", *(("-DCPPHTTPLIB_OPENSSL_SUPPORT",) if secure else ()))
+
+
+def code_of(files: Sequence[str], source: Path, work: Path) -> list[Path]:
+    """The files to compile, by their patterns; templates are filled and written into `work`."""
+    found = []
+    for path in (path for pattern in files for path in sorted(source.glob(pattern))):
+        if path.suffix != ".in":
+            found.append(path)
+            continue
+        text = path.read_text()
+        for written, value in NO_PAGE.items():
+            text = text.replace(written, value)
+        filled = work / path.stem
+        filled.write_text(text)
+        found += [filled] * (filled.suffix == ".cpp")
+    return found
 
 
 def run_quietly(command: list[str], trouble: str) -> None:

@@ -362,7 +362,8 @@ def test_the_same_picture_goes_through_the_tower_once(pico_checkpoint: Path):
         progress=lambda what, done, total: calls.append((what, done, total)),
     )  # fmt: skip
     assert calls[0] == ("images", 1, 1)
-    assert calls[1:] == [("analyze", done, LAYERS) for done in range(LAYERS + 1)]
+    layer = [("batches", 0, 1), ("batches", 1, 1)]
+    assert calls[1:] == [*(call for n in range(LAYERS) for call in (("analyze", n, LAYERS), *layer)), ("analyze", 3, 3)]
 
 
 def test_texts_alone_need_no_picture(pico_checkpoint: Path):

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -156,3 +157,27 @@ def test_room_is_asked_of_the_disk_of_a_folder_to_be(tmp_path: Path, monkeypatch
 def test_the_hash_is_that_of_the_bytes(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc" * 100_000)
     assert sha256_of(tmp_path / "file") == hashlib.sha256(b"abc" * 100_000).hexdigest()
+
+
+def test_two_threads_may_write_the_same_file(tmp_path: Path) -> None:
+    """Each under a temporary name of its own; the last one to end stays."""
+    both, failed = threading.Barrier(2, timeout=60), list[BaseException]()
+
+    def write(text: str) -> None:
+        try:
+            with atomic_path(tmp_path / "file") as partial:
+                partial.write_text(text)
+                both.wait()
+                assert partial.read_text() == text
+        except BaseException as error:
+            failed.append(error)
+            both.abort()
+
+    threads = [threading.Thread(target=write, args=(text,)) for text in ("one", "another")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    assert (tmp_path / "file").read_text() in ("one", "another")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]

@@ -17,7 +17,7 @@ from luq_gguf.export import export_text, write_header_only
 from luq_gguf.families import find_family
 from luq_gguf.gguf_file import GGUFFile
 from luq_gguf.importance import ImatrixNote
-from luq_gguf.plan import Budget, PlanInputs, layer_of, make_plan
+from luq_gguf.planning import Budget, PlanInputs, layer_of, make_plan
 from luq_gguf.quantize import make_part, quantize_gguf, resolve_types, tensor_specs
 from luq_gguf.quantizer import Quantizer
 from luq_gguf.verify import verify_types
@@ -82,12 +82,6 @@ def make_model(folder: Path, **options) -> Model:
     shapes = {name: tensor.shape[::-1] for name, tensor in GGUFFile.open(model.full).tensors.items()}
     write_imatrix(model.imatrix, shapes)
     return model
-
-
-@pytest.fixture(scope="module")
-def quantizer():
-    with Quantizer() as child:
-        yield child
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,13 @@ from types import SimpleNamespace
 import pytest
 
 from luq_gguf import artifacts, dry_run, machine_rates, resources
+from luq_gguf.amounts import format_bytes
 from luq_gguf.cli.dry_run import format_seconds
-from luq_gguf.cli.tables import format_bytes
 from luq_gguf.costs import Costs, DiskCost, Shape, StageCost
 from luq_gguf.demo import CHECKPOINT
 from luq_gguf.errors import DiskSpaceError, MemoryLimitError
 from luq_gguf.job import open_job
-from luq_gguf.pipeline import Settings, convert
+from luq_gguf.pipeline import Settings, analyze, convert
 from luq_gguf.progress import silent
 from luq_gguf.quantizer import Quantizer
 from tests.hostile import run
@@ -129,6 +129,22 @@ def test_the_error_carries_what_is_needed_and_available(
     monkeypatch.setattr(resources, "process_limit", lambda: 100 * MIB)
     with pytest.raises(MemoryLimitError, match="ulimit"):
         convert(str(pico_checkpoint), tmp_path / "out", SETTINGS)
+
+
+def test_an_analysis_alone_refuses_what_does_not_fit(
+    pico_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
+) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        without_memory(patched, 200 * MIB)
+        code, _, err = run(capfd, "analyze", pico_checkpoint, "--out", out, "--calib", "shapes", "--samples", 10)
+    assert code == 1
+    assert f"{200 * MIB:,} bytes are available" in err.strip().splitlines()[-1]
+    monkeypatch.setattr(artifacts.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(DiskSpaceError, match="analyzing") as caught:
+        analyze(str(pico_checkpoint), out, SETTINGS)
+    assert 1000 == caught.value.free < caught.value.needed < 64 * MIB
+    assert not (out / "scores.json").exists()
 
 
 @pytest.mark.parametrize("options", [{}, {"order": "mix"}, {"max_drop": 0.1}, {"sequential": True}])

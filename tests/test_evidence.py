@@ -28,8 +28,8 @@ from luq_gguf.evidence import (
 from luq_gguf.evidence import TABLES as TABLE_GROUPS
 from luq_gguf.layout import Layout
 from luq_gguf.mixing import Mixer
-from luq_gguf.plan import Budget
-from tests.test_plan import inputs, scores, small_specs
+from luq_gguf.planning import Budget
+from tests.test_planning import inputs, scores, small_specs
 
 LAYERS = 4
 SHARES = {"attention": (0.4, 0.1, 0.2, 0.1), "ffn": (0.8, 0.3, 0.1, 0.2)}

@@ -21,7 +21,7 @@ from luq_gguf.gguf_file import GGUFFile
 from luq_gguf.growing import JOURNAL, Growing, bytes_grown, drop_growing
 from luq_gguf.importance import ImatrixNote
 from luq_gguf.layout import part_names
-from luq_gguf.plan import PlanInputs, make_mixed_plan
+from luq_gguf.planning import PlanInputs, make_mixed_plan
 from luq_gguf.quantize import make_part, resolve_types, tensor_specs
 from luq_gguf.quantizer import Quantizer
 from tests.test_assemble import Model, make_model, types_of
@@ -91,12 +91,6 @@ def mixture(model: Model, quantizer: Quantizer) -> Plan:
     size = header_bytes(base, "Q4_K_M", ImatrixNote.of(model.imatrix))
     types = {"blk.0.attn_q.weight": Q.Q2_K, "blk.0.ffn_down.weight": Q.Q3_K, "blk.2.attn_v.weight": Q.Q6_K}
     return make_mixed_plan(tensor_specs(base, resolved), size, 3, types | {"token_embd.weight": Q.Q5_K}, inputs)
-
-
-@pytest.fixture(scope="module")
-def quantizer():
-    with Quantizer() as child:
-        yield child
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from luq_gguf import pipeline
-from luq_gguf.cli.failures import MEMORY_LINE, describe_failure
+from luq_gguf.failures import MEMORY_LINE, describe_failure
 from luq_gguf.pipeline import Settings
 from tests.program import QUICK, command, run_program
 

@@ -31,7 +31,7 @@ from llama_cpp import mtmd_cpp
 
 from luq_gguf import bench
 from luq_gguf.families.text_only import Qwen2
-from luq_gguf.plan import layer_of
+from luq_gguf.planning import layer_of
 from luq_gguf.profile import DECODER
 from luq_gguf.random_gguf import write_random_gguf
 from tests.exported import export_both

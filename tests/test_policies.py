@@ -13,9 +13,9 @@ from luq_gguf import pipeline
 from luq_gguf.artifacts import Plan, read_record
 from luq_gguf.audit import audit_folder
 from luq_gguf.errors import ArtifactError, BudgetError, RequestError
-from luq_gguf.evaluate import Quality
 from luq_gguf.evidence import EVIDENCE, Evidence, group_of
 from luq_gguf.job import QUALITY, Settings
+from luq_gguf.judging import Quality
 from luq_gguf.pipeline import Conversion, convert
 from luq_gguf.probing import tokens_for
 from luq_gguf.quality import Evaluator
@@ -121,7 +121,7 @@ def made_with_order(pico: Path, folder: Path, order: list[int]) -> float:
     from luq_gguf.analysis import read_calibration
     from luq_gguf.groundwork import prepare
     from luq_gguf.job import open_job
-    from luq_gguf.plan import Budget
+    from luq_gguf.planning import Budget
     from luq_gguf.progress import silent
 
     settings = replace(SETTINGS, work=folder / "work")

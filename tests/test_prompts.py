@@ -19,7 +19,7 @@ from luq_gguf.chat import render_chat
 from luq_gguf.checkpoint import Checkpoint
 from luq_gguf.errors import CalibrationError, CheckpointError
 from luq_gguf.families import find_family
-from luq_gguf.images import Picture
+from luq_gguf.images import Picture, fitted_size, token_limits
 from luq_gguf.prompts import PromptMaker, read_template
 from luq_gguf.samples import Sample
 from tests.pico import CHAT_TEMPLATE, build_pico
@@ -86,6 +86,20 @@ def test_an_image_fills_its_place(maker, tokenizer, size, grid):
     assert is_image.sum() == count
     assert (found.ids[is_image] == tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)).all()
     assert (found.kinds[~is_image] == MODALITIES.index("multimodal_text")).all()
+
+
+@pytest.mark.parametrize("most", [40, 40.7, 300, 5000])
+def test_the_number_of_tokens_tells_how_large_images_were_made(folder: Path, most: float):
+    """To who runs the file: llama.cpp knows nothing of the preprocessor's limit."""
+    path = folder / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_pixels": int(most * 28**2)}))
+    maker = maker_of(folder)
+    assert maker.image_tokens == min(int(most), maker.longest // 2)
+    told = token_limits(28, maker.image_tokens)
+    for size in ((532, 756), (2000, 1500), (1500, 60), (3000, 2900)):
+        picture = Picture.of(Image.new("RGB", size))
+        (found,) = maker.tokenize(Sample("s", "What?", "That.", picture))
+        assert found.grid == tuple(side // 28 for side in reversed(fitted_size(*size, told)))
 
 
 def test_the_answer_is_at_the_end_with_its_end_token(maker, tokenizer):

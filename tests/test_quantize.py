@@ -19,7 +19,7 @@ from gguf.quants import dequantize, quantize
 from luq_gguf.errors import ArtifactError, DiskSpaceError, QuantizeError, RequestError
 from luq_gguf.gguf_file import GGUFFile
 from luq_gguf.importance import ImatrixNote, read_means
-from luq_gguf.plan import is_weight, layer_of
+from luq_gguf.planning import is_weight, layer_of
 from luq_gguf.quantize import make_part, part_key, quantize_gguf, resolve_types
 from luq_gguf.quantizer import Quantizer
 from luq_gguf.type_names import HIGH_TYPES, LOW_TYPES, parse_high_type, parse_low_type
@@ -40,7 +40,7 @@ import sys
 from pathlib import Path
 from gguf import GGMLQuantizationType as Q
 from luq_gguf.gguf_file import GGUFFile
-from luq_gguf.plan import is_weight
+from luq_gguf.planning import is_weight
 from luq_gguf.quantize import quantize_gguf
 source, target = Path(sys.argv[1]), Path(sys.argv[2])
 types = {name: Q.IQ2_XXS if "blk" in name else Q.Q4_K for name in GGUFFile.open(source).tensors if is_weight(name)}
@@ -48,12 +48,6 @@ def tell(what, done, total):
     print(done, flush=True)
 quantize_gguf(source, target, types, Path(sys.argv[3]), threads=1, progress=tell)
 """
-
-
-@pytest.fixture(scope="module")
-def quantizer():
-    with Quantizer() as child:
-        yield child
 
 
 @pytest.fixture(scope="module")

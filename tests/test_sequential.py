@@ -20,7 +20,7 @@ from luq_gguf.families import find_family
 from luq_gguf.importance import read_importance
 from luq_gguf.job import IMATRIX, Settings
 from luq_gguf.pipeline import Conversion, convert, quantize_file
-from luq_gguf.plan import layer_of
+from luq_gguf.planning import layer_of
 from luq_gguf.prompts import PromptMaker
 from luq_gguf.sequential import _weights_in
 from tests.families_under_test import READING, SEEING, Original

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from luq_gguf.artifacts import Plan, read_record, write_record
 from luq_gguf.errors import BudgetError, RequestError
-from luq_gguf.plan import Budget, PlanInputs, TensorSpec, make_plan, type_size
+from luq_gguf.planning import Budget, PlanInputs, TensorSpec, make_plan, type_size
 from luq_gguf.speed import OtherCosts, Profile, Rates, Tensor, predict, tensors_of, workload
 from luq_gguf.speed_budget import AUTO_TYPES, SpeedRule, cheapest_not_slower, gentlest_fast_enough
 from tests.ggufs import WEIGHTS

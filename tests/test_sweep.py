@@ -50,7 +50,7 @@ def test_a_second_sweep_measures_nothing(
     def fail(*_: object) -> None:
         raise AssertionError("a file was measured again")
 
-    monkeypatch.setattr(Evaluator, "quality", fail)
+    monkeypatch.setattr(Evaluator, "judge", fail)
     assert sweep(str(pico_checkpoint), folder, SETTINGS, REQUEST) == frontier
 
 

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from luq_gguf.cli.failures import describe_failure
+from luq_gguf.failures import describe_failure
 from luq_gguf.guard import INTERRUPTED
 
 UsageError = typer.BadParameter.__mro__[1]

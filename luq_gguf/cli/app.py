@@ -14,8 +14,11 @@ from luq_gguf.cli.bench import BenchCommand
 from luq_gguf.cli.bench import bench as bench_command
 from luq_gguf.cli.bench import bench_compare as bench_compare_command
 from luq_gguf.cli.calib import calib as calib_commands
+from luq_gguf.cli.doctor import doctor as doctor_command
 from luq_gguf.cli.eval import evaluate
 from luq_gguf.cli.progress import show_progress
+from luq_gguf.cli.report import report as report_command
+from luq_gguf.cli.shape import JUDGE, MACHINE, MAKE, STAGES, Commands, GuidedCommand
 from luq_gguf.cli.speed import profile as profile_command
 from luq_gguf.cli.sweep import sweep as sweep_command
 
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from luq_gguf.pipeline import Settings
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -32,12 +36,14 @@ app = typer.Typer(
 )
 
 
-app.add_typer(calib_commands, name="calib")
-app.command()(profile_command)
-app.command(cls=BenchCommand)(bench_command)
-app.command()(bench_compare_command)
-app.command("eval")(evaluate)
-app.command("sweep")(sweep_command)
+app.add_typer(calib_commands, name="calib", rich_help_panel=STAGES)
+app.command(rich_help_panel=MACHINE)(profile_command)
+app.command(cls=BenchCommand, rich_help_panel=JUDGE)(bench_command)
+app.command(rich_help_panel=JUDGE)(bench_compare_command)
+app.command("eval", rich_help_panel=JUDGE)(evaluate)
+app.command("sweep", rich_help_panel=JUDGE)(sweep_command)
+app.command("report", rich_help_panel=JUDGE)(report_command)
+app.command(rich_help_panel=MACHINE)(doctor_command)
 
 
 def _print(text: str) -> None:
@@ -63,7 +69,7 @@ def _root(
     pass
 
 
-@app.command()
+@app.command(cls=GuidedCommand, rich_help_panel=MAKE)
 def convert(
     model: options.Model,
     out: options.Out,
@@ -86,7 +92,10 @@ def convert(
     mmproj_type: options.MmprojType = "f16",
     mmproj_layout: options.MmprojLayout = None,
     bundle: Annotated[
-        bool, typer.Option("--bundle", help="Also write text model and vision part as one file.")
+        bool,
+        typer.Option(
+            "--bundle", help="Also write text model and vision part as one file.", rich_help_panel=options.RESULTS
+        ),
     ] = False,
     keep_parts: Annotated[
         bool | None,
@@ -94,6 +103,7 @@ def convert(
             "--keep-parts/--no-keep-parts",
             help="Keep quantized layers for other budgets; default: below 2 GiB, or where an earlier run was to.",
             show_default=False,
+            rich_help_panel=options.RESULTS,
         ),
     ] = None,
     sequential: Annotated[
@@ -101,18 +111,18 @@ def convert(
         typer.Option(
             "--sequential",
             help="Measure the importance matrix again along the quantized layers: two more passes, the same bytes.",
-            rich_help_panel="Method",
+            rich_help_panel=options.METHOD,
         ),
     ] = False,
     no_eval: Annotated[
-        bool, typer.Option("--no-eval", help="Do not measure the quality of the file.", rich_help_panel="Run")
+        bool, typer.Option("--no-eval", help="Do not measure the quality of the file.", rich_help_panel=options.RUN)
     ] = False,
     dry_run: Annotated[
         bool,
         typer.Option(
             "--dry-run",
             help="Say what time, memory and disk it would take, and do nothing; exit 1 where it does not fit.",
-            rich_help_panel="Run",
+            rich_help_panel=options.RUN,
         ),
     ] = False,
     threads: options.Threads = 0,
@@ -130,20 +140,22 @@ def convert(
     from luq_gguf.cli.tables import format_conversion
 
     settings = pipeline.Settings(
-        low_layers=low_layers, max_size=options.parse_size(max_size) if max_size else None, low_type=low_type,
+        low_layers=low_layers, max_size=options.read_size(max_size), low_type=low_type,
         high_type=high_type, order=order, strict=strict, calib=calib, samples=samples, skip_bad=skip_bad, alpha=alpha,
         image_max_tokens=image_max_tokens,
         seed=seed, compute_type=compute_type, mmproj_type=mmproj_type, mmproj_layout=mmproj_layout,
         bundle=bundle, keep_parts=keep_parts, threads=threads, work=work, check_all=check_all,
         imatrix=tuple(imatrix or ()), min_tps=min_tps, profile=profile, evaluate=not no_eval,
         sequential=sequential,
-        max_drop=options.parse_share(max_drop) if max_drop else None,
+        max_drop=options.read_share(max_drop),
     )  # fmt: skip
     if dry_run:
         _foresee(model, out, settings, as_json=as_json)
         return
     with show_progress() as progress:
         result = pipeline.convert(model, out, settings, progress)
+    for note in result.report_notes:
+        typer.echo(f"luq-gguf: mind: {note}", err=True)
     if as_json:
         _print_json(result.as_json())
     else:
@@ -165,7 +177,7 @@ def _foresee(model: str, out: Path, settings: Settings, *, as_json: bool) -> Non
         raise found.refusal
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def analyze(
     model: options.Model,
     out: options.Out,
@@ -202,7 +214,7 @@ def analyze(
         _print(f"{format_scores(scores, order)}\n{format_floor(pipeline.floored_channels(out / pipeline.IMATRIX))}")
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def imatrix(
     folder: Annotated[Path, typer.Argument(help="The folder of an analysis or conversion.")],
     alpha: options.Alpha = 0.5,
@@ -220,7 +232,7 @@ def imatrix(
     _print(f"{format_floor(pipeline.floored_channels(path))}\nwrote {path} at alpha {alpha:g}")
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def plan(
     source: Annotated[str, typer.Argument(help="The folder of an analysis, or a model.")],
     low_layers: options.LowLayers = None,
@@ -245,9 +257,9 @@ def plan(
     from luq_gguf.cli.tables import format_plan, format_sizes
 
     settings = pipeline.Settings(
-        low_layers=low_layers, max_size=options.parse_size(max_size) if max_size else None, low_type=low_type,
+        low_layers=low_layers, max_size=options.read_size(max_size), low_type=low_type,
         high_type=high_type, order=order, strict=strict, seed=seed, min_tps=min_tps, threads=threads, profile=profile,
-        max_drop=options.parse_share(max_drop) if max_drop else None,
+        max_drop=options.read_share(max_drop),
     )  # fmt: skip
     if pipeline.is_analysis(source):
         with show_progress() as progress:
@@ -261,7 +273,7 @@ def plan(
         _print(format_sizes(table))
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def export(
     model: options.Model,
     out: options.Out,
@@ -284,12 +296,17 @@ def export(
         _print(f"vision part: laid out {made.mmproj_layout!r} (--mmproj-layout)")
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def quantize(
     source: Annotated[Path, typer.Argument(help="A 16-bit GGUF.")],
-    plan_file: Annotated[Path, typer.Option("--plan", help="plan.json of that model.")],
-    imatrix_file: Annotated[Path, typer.Option("--imatrix", help="Importance matrix of that model, GGUF or .dat.")],
-    out: Annotated[Path, typer.Option("--out", help="The GGUF to write.")],
+    plan_file: Annotated[Path, typer.Option("--plan", help="plan.json of that model.", rich_help_panel=options.METHOD)],
+    imatrix_file: Annotated[
+        Path,
+        typer.Option(
+            "--imatrix", help="Importance matrix of that model, GGUF or .dat.", rich_help_panel=options.METHOD
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The GGUF to write.", rich_help_panel=options.RESULTS)],
     threads: options.Threads = 0,
     debug: options.Debug = False,
 ) -> None:
@@ -304,11 +321,12 @@ def quantize(
     _print(f"wrote {out} ({out.stat().st_size:,} bytes)")
 
 
-@app.command()
+@app.command(rich_help_panel=JUDGE)
 def verify(
     file: Annotated[Path, typer.Argument(help="A GGUF, or the folder of a conversion.")],
     plan_file: Annotated[
-        Path | None, typer.Option("--plan", help="The plan a GGUF was made by.", show_default=False)
+        Path | None,
+        typer.Option("--plan", help="The plan a GGUF was made by.", show_default=False, rich_help_panel=options.RUN),
     ] = None,
     debug: options.Debug = False,
 ) -> None:
@@ -336,16 +354,29 @@ def verify(
     _print(f"{file} is what {plan_file or 'its manifest'} says")
 
 
-@app.command()
+@app.command(rich_help_panel=JUDGE)
 def ask(
     model: Annotated[Path, typer.Argument(help="A text GGUF or a bundle.")],
     question: Annotated[str, typer.Argument(help="What to ask.")],
     mmproj: Annotated[
-        Path | None, typer.Option("--mmproj", help="Its vision part; a bundle brings its own.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--mmproj",
+            help="Its vision part; a bundle brings its own.",
+            show_default=False,
+            rich_help_panel=options.RUN,
+        ),
     ] = None,
-    image: Annotated[Path | None, typer.Option("--image", help="The image to ask about.", show_default=False)] = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Stop after so many tokens.")] = 256,
-    context: Annotated[int, typer.Option("--context", min=64, help="Context size in tokens.")] = 4096,
+    image: Annotated[
+        Path | None,
+        typer.Option("--image", help="The image to ask about.", show_default=False, rich_help_panel=options.RUN),
+    ] = None,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", min=1, help="Stop after so many tokens.", rich_help_panel=options.RUN)
+    ] = 256,
+    context: Annotated[
+        int, typer.Option("--context", min=64, help="Context size in tokens.", rich_help_panel=options.RUN)
+    ] = 4096,
     threads: options.Threads = 0,
     as_json: options.Json = False,
     debug: options.Debug = False,
@@ -368,11 +399,11 @@ def ask(
         _print(answer)
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE)
 def bundle(
     model: Annotated[Path, typer.Argument(help="A text GGUF.")],
     mmproj: Annotated[Path, typer.Argument(help="Its vision part.")],
-    out: Annotated[Path, typer.Option("--out", help="The file to write.")],
+    out: Annotated[Path, typer.Option("--out", help="The file to write.", rich_help_panel=options.RESULTS)],
     debug: options.Debug = False,
 ) -> None:
     """Put a text GGUF and its vision part into one file that llama.cpp loads as the text model.
@@ -385,7 +416,7 @@ def bundle(
     _print(f"wrote {out} ({out.stat().st_size:,} bytes)")
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE)
 def unbundle(
     file: Annotated[Path, typer.Argument(help="A bundle.")],
     out: options.Out,
@@ -401,9 +432,11 @@ def unbundle(
         _print(f"wrote {path} ({path.stat().st_size:,} bytes)")
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE)
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder for the demo's files.")] = Path("demo-output"),
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for the demo's files.", rich_help_panel=options.RESULTS)
+    ] = Path("demo-output"),
     threads: options.Threads = 0,
     debug: options.Debug = False,
 ) -> None:

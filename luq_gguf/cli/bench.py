@@ -69,43 +69,97 @@ class Outputs:
 
 def bench(
     files: Annotated[list[Path], typer.Argument(help="GGUF files; the others are held against the first.")],
-    prompt: Annotated[int, typer.Option("--prompt", min=1, help="Tokens of the prompt.")] = 128,
-    generate: Annotated[int, typer.Option("--generate", min=1, help="Tokens decoded one at a time.")] = 32,
+    prompt: Annotated[
+        int, typer.Option("--prompt", min=1, help="Tokens of the prompt.", rich_help_panel=options.MEASUREMENT)
+    ] = 128,
+    generate: Annotated[
+        int,
+        typer.Option("--generate", min=1, help="Tokens decoded one at a time.", rich_help_panel=options.MEASUREMENT),
+    ] = 32,
     rounds: Annotated[
-        int, typer.Option("--repeat", "--rounds", min=1, help="Rounds in which the files take turns.")
+        int,
+        typer.Option(
+            "--repeat",
+            "--rounds",
+            min=1,
+            help="Rounds in which the files take turns.",
+            rich_help_panel=options.MEASUREMENT,
+        ),
     ] = 6,
     threads: Annotated[
-        str, typer.Option("--threads", help="Threads, or several to sweep: 1,2,4; 0 takes one for each core.")
+        str,
+        typer.Option(
+            "--threads",
+            help="Threads, or several to sweep: 1,2,4; 0 takes one for each core.",
+            rich_help_panel=options.MEASUREMENT,
+        ),
     ] = "0",
     mmproj: Annotated[
-        Path | None, typer.Option("--mmproj", help="A vision part, to measure --image with.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--mmproj",
+            help="A vision part, to measure --image with.",
+            show_default=False,
+            rich_help_panel=options.MEASUREMENT,
+        ),
     ] = None,
-    image: Annotated[Path | None, typer.Option("--image", help="An image to look at.", show_default=False)] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option("--image", help="An image to look at.", show_default=False, rich_help_panel=options.MEASUREMENT),
+    ] = None,
     cpus: Annotated[
-        str | None, typer.Option("--cpus", help="Stay on these processors: 0-3,8.", show_default=False)
+        str | None,
+        typer.Option(
+            "--cpus", help="Stay on these processors: 0-3,8.", show_default=False, rich_help_panel=options.MEASUREMENT
+        ),
     ] = None,
     json_out: Annotated[
         str | None,
-        typer.Option("--json", metavar="[FILE.json]", help="Write the record, with every sample, for bench-compare; "
-                     "without FILE print the samples.", show_default=False),
+        typer.Option(
+            "--json",
+            metavar="[FILE.json]",
+            help="Write the record, with every sample, for bench-compare; without FILE print the samples.",
+            show_default=False,
+            rich_help_panel=options.RESULTS,
+        ),
     ] = None,
     csv_out: Annotated[
         str | None,
-        typer.Option("--csv", metavar="[FILE.csv]", help="Write a row for each file, threads and phase; without FILE "
-                     "print them.", show_default=False),
+        typer.Option(
+            "--csv",
+            metavar="[FILE.csv]",
+            help="Write a row for each file, threads and phase; without FILE print them.",
+            show_default=False,
+            rich_help_panel=options.RESULTS,
+        ),
     ] = None,
     markdown: Annotated[
         str | None,
-        typer.Option("--markdown", metavar="[FILE.md]", help="Write the tables for a README or a forum; without FILE "
-                     "print them.", show_default=False),
+        typer.Option(
+            "--markdown",
+            metavar="[FILE.md]",
+            help="Write the tables for a README or a forum; without FILE print them.",
+            show_default=False,
+            rich_help_panel=options.RESULTS,
+        ),
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option("--plot", help="Draw tokens/s against threads (PNG, SVG, PDF).", show_default=False),
+        typer.Option(
+            "--plot",
+            help="Draw tokens/s against threads (PNG, SVG, PDF).",
+            show_default=False,
+            rich_help_panel=options.RESULTS,
+        ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Measure files larger than the free memory, too.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Measure files larger than the free memory, too.", rich_help_panel=options.MEASUREMENT
+        ),
+    ] = False,
     debug: options.Debug = False,
-) -> None:  # fmt: skip
+) -> None:
     """Measure how fast GGUF files are on this CPU, in turn, and whether they differ by more than noise.
 
     Example: luq-gguf bench model-Q4_K_M.gguf model-LUQ.gguf --threads 1,2,4 --json mine.json

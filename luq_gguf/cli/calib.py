@@ -26,7 +26,12 @@ def show(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", help="Count with this model's tokenizer and image rule.", show_default=False),
+        typer.Option(
+            "--model",
+            help="Count with this model's tokenizer and image rule.",
+            show_default=False,
+            rich_help_panel=options.CALIBRATION,
+        ),
     ] = None,
     samples: options.Samples = None,
     image_max_tokens: options.ImageMaxTokens = None,

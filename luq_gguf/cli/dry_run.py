@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from luq_gguf.cli.tables import format_bytes, make_table, render
+from luq_gguf.amounts import format_bytes
+from luq_gguf.cli.tables import make_table, render
 
 if TYPE_CHECKING:
     from luq_gguf.dry_run import DryRun

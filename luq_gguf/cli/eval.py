@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from luq_gguf.cli import options
+from luq_gguf.amounts import format_bytes
+from luq_gguf.cli import completion, options
 from luq_gguf.cli.progress import show_progress
-from luq_gguf.cli.tables import format_bytes, format_interval, make_table, render
+from luq_gguf.cli.tables import format_interval, make_table, render
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rich.table import Table
 
-    from luq_gguf.evaluate import Quality
+    from luq_gguf.judging import Quality
     from luq_gguf.quality import Evaluation
     from luq_gguf.vqa.asking import BenchmarkResult
 
@@ -35,17 +36,31 @@ FIGURES = {
 def evaluate(
     models: Annotated[list[Path], typer.Argument(help="Text GGUFs or bundles.")],
     mmproj: Annotated[
-        Path | None, typer.Option("--mmproj", help="Their vision part; a bundle brings its own.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--mmproj",
+            help="Their vision part; a bundle brings its own.",
+            show_default=False,
+            rich_help_panel=options.MEASUREMENT,
+        ),
     ] = None,
     ref: Annotated[
         Path | None,
         typer.Option(
-            "--ref", help="What is right: the folder of `analyze` or `convert`, or a 16-bit GGUF.", show_default=False
+            "--ref",
+            help="What is right: the folder of `analyze` or `convert`, or a 16-bit GGUF.",
+            show_default=False,
+            rich_help_panel=options.MEASUREMENT,
         ),
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option("--data", help="Labelled questions (JSONL ...), or the benchmark's table.", show_default=False),
+        typer.Option(
+            "--data",
+            help="Labelled questions (JSONL ...), or the benchmark's table.",
+            show_default=False,
+            rich_help_panel=options.MEASUREMENT,
+        ),
     ] = None,
     benchmark: Annotated[
         str | None,
@@ -53,6 +68,8 @@ def evaluate(
             "--benchmark",
             help="mme, mmbench, textvqa, vqav2, gqa, pope, chartqa, docvqa, mathvista; --data is VLMEvalKit's TSV.",
             show_default=False,
+            autocompletion=completion.benchmarks,
+            rich_help_panel=options.MEASUREMENT,
         ),
     ] = None,
     image_max_tokens: options.ImageMaxTokens = None,
@@ -66,13 +83,15 @@ def evaluate(
 
     An evaluation that was stopped goes on where it was.
 
-    Example: luq-gguf eval qwen/Qwen-LUQ-12of28-IQ1_M.gguf --mmproj qwen/mmproj-Qwen-F16.gguf --ref qwen
+    Example: luq-gguf eval model-LUQ.gguf --mmproj mmproj-model-F16.gguf --ref qwen
     """
-    from luq_gguf.quality import Evaluator, evaluate_files, work_folder
+    from luq_gguf.quality import EvaluationRequest, run_evaluation
 
+    request = EvaluationRequest(
+        tuple(models), mmproj, ref, data, benchmark, image_max_tokens, skip_bad=skip_bad, work=work, threads=threads
+    )
     with show_progress() as progress:
-        evaluator = Evaluator(mmproj, work or work_folder(ref), threads, image_max_tokens, progress)
-        found = evaluate_files(models, evaluator, reference=ref, data=data, benchmark=benchmark, skip_bad=skip_bad)
+        found = run_evaluation(request, progress)
     if as_json:
         typer.echo(json.dumps([each.model_dump() | {"accuracy_drop": each.accuracy_drop} for each in found]))
     else:
@@ -94,7 +113,7 @@ def format_evaluations(found: Sequence[Evaluation]) -> str:
 
 def quality_parts(quality: Quality) -> list[Table | str]:
     """Agreement, divergence and the rest, apart for questions about images and others."""
-    from luq_gguf.evaluate import KINDS
+    from luq_gguf.judging import KINDS
 
     groups = quality.groups
     table = make_table(f"against {quality.reference}", ("95 % intervals", *(KINDS.get(name, name) for name in groups)))

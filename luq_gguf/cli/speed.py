@@ -18,13 +18,27 @@ if TYPE_CHECKING:
 def profile(
     threads: Annotated[
         str,
-        typer.Option("--threads", help="Threads: 1,2,4; default: one and all cores.", show_default=False),
+        typer.Option(
+            "--threads",
+            help="Threads: 1,2,4; default: one and all cores.",
+            show_default=False,
+            rich_help_panel=options.MEASUREMENT,
+        ),
     ] = "",
     out: Annotated[
-        Path | None, typer.Option("--out", help="Write it there; default: where plans look for it.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Write it there; default: where plans look for it.",
+            show_default=False,
+            rich_help_panel=options.RESULTS,
+        ),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option("--plot", help="Draw the rates as an image (PNG, SVG).", show_default=False)
+        Path | None,
+        typer.Option(
+            "--plot", help="Draw the rates as an image (PNG, SVG).", show_default=False, rich_help_panel=options.RESULTS
+        ),
     ] = None,
     as_json: options.Json = False,
     debug: options.Debug = False,

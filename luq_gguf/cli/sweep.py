@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from luq_gguf.cli import options
+from luq_gguf.cli import completion, options
 from luq_gguf.cli.progress import show_progress
 from luq_gguf.cli.tables import format_interval, make_table, render
 
@@ -24,22 +24,40 @@ def sweep(
     out: options.Out,
     order: Annotated[
         str,
-        typer.Option("--order", help="Orders of the layers, with commas between them.", rich_help_panel="Method"),
+        typer.Option(
+            "--order",
+            help="Orders of the layers, with commas between them.",
+            autocompletion=completion.order_lists,
+            rich_help_panel=options.METHOD,
+        ),
     ] = "entropy",
     low_type: Annotated[
-        str, typer.Option("--low-type", help="Low types, with commas between them.", rich_help_panel="Method")
+        str,
+        typer.Option(
+            "--low-type",
+            help="Low types, with commas between them.",
+            autocompletion=completion.low_type_lists,
+            rich_help_panel=options.METHOD,
+        ),
     ] = "IQ1_M",
     high_type: options.HighType = "Q4_K_M",
     presets: Annotated[
         str,
         typer.Option(
-            "--presets", help="llama.cpp's types of whole files to compare with; default: eight of them; none."
+            "--presets",
+            help="llama.cpp's types of whole files to compare with; default: eight of them; none.",
+            autocompletion=completion.preset_lists,
+            rich_help_panel=options.METHOD,
         ),
     ] = "",
     step: Annotated[
         int | None,
         typer.Option(
-            "--step", min=1, help="Measure every so many low layers; default: about 8 of them.", show_default=False
+            "--step",
+            min=1,
+            help="Measure every so many low layers; default: about 8 of them.",
+            show_default=False,
+            rich_help_panel=options.METHOD,
         ),
     ] = None,
     strict: options.Strict = False,

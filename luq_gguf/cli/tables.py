@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,26 +12,35 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from luq_gguf.amounts import format_bytes
 from luq_gguf.type_names import bits_of
 
 if TYPE_CHECKING:
     from luq_gguf.artifacts import EntropyRow, LayerScores, Plan
     from luq_gguf.bootstrap import Estimate
     from luq_gguf.calibration_summary import CalibrationSummary
-    from luq_gguf.evaluate import Quality
+    from luq_gguf.judging import Quality
     from luq_gguf.pipeline import Conversion, SizeTable
     from luq_gguf.speed import Profile
     from luq_gguf.speed_budget import Forecast
 
 WIDTH = 110
+WARNINGS = ("MIND", "SLOWER", "BUSY")
+"""How lines begin that nobody should overlook."""
 WHY = "the run that made these files left it out"
 
 
 def render(*parts: Table | str) -> str:
-    """Tables and lines as plain text; lines stay whole, since paths and commands in them are copied."""
-    console = Console(file=io.StringIO(), width=WIDTH, no_color=True, highlight=False, markup=False, emoji=False)
+    """Tables and lines as text; lines stay whole, since paths and commands in them are copied.
+
+    With bold heads and coloured warnings where standard output is a terminal that has them; NO_COLOR is heeded.
+    """
+    console = Console(
+        file=io.StringIO(), width=WIDTH, force_terminal=sys.stdout.isatty(), highlight=False, markup=False, emoji=False
+    )
     for part in parts:
-        console.print(part, soft_wrap=isinstance(part, str))
+        warning = isinstance(part, str) and part.startswith(WARNINGS)
+        console.print(part, soft_wrap=isinstance(part, str), style="yellow" if warning else None)
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
     return "\n".join(line.rstrip() for line in text.rstrip().splitlines())
 
@@ -42,16 +52,6 @@ def make_table(title: str, columns: Iterable[str]) -> Table:
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right")
     return table
-
-
-def format_bytes(count: int) -> str:
-    """Bytes in the unit people read, and exactly."""
-    size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.2f} {unit}"
-        size /= 1024
-    raise AssertionError("unreachable")
 
 
 def format_interval(estimate: Estimate, form: str, factor: float = 1) -> str:
@@ -66,7 +66,8 @@ def format_floor(floored: tuple[int, int]) -> str:
     return f"importance: {low:,} of {total:,} channels stand at the floor, 1e-5 of their row's mean"
 
 
-def _entropy_cell(rows: tuple[EntropyRow, ...] | None, layer: int) -> str:
+def entropy_cell(rows: tuple[EntropyRow, ...] | None, layer: int) -> str:
+    """A layer's entropy and how far it is apart between seeds."""
     return "-" if rows is None else f"{rows[layer].mean:.3f} ±{rows[layer].spread:.3f}"
 
 
@@ -76,11 +77,11 @@ def format_scores(scores: LayerScores, order: str) -> str:
     multimodal, text = scores.entropy.get(f"{site}_multimodal"), scores.entropy.get(f"{site}_text")
     table = make_table(f"entropy of each layer's {site} in bits, ± over seeds", ("layer", "image+text", "text only"))
     for layer in range(scores.layers):
-        table.add_row(str(layer), _entropy_cell(multimodal, layer), _entropy_cell(text, layer))
-    return render(table, "", *_score_lines(scores))
+        table.add_row(str(layer), entropy_cell(multimodal, layer), entropy_cell(text, layer))
+    return render(table, "", *score_lines(scores))
 
 
-def _score_lines(scores: LayerScores) -> list[str]:
+def score_lines(scores: LayerScores) -> list[str]:
     """How stable the order is, what it was measured on, and what to mind."""
     taus = ", ".join(f"{value:.2f} ({name.replace('_', ', ')})" for name, value in scores.stability.items())
     tokens = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in scores.tokens.items())
@@ -98,10 +99,10 @@ def format_plan(plan: Plan, folder: Path, forecast: Forecast | None = None) -> s
     for layer in plan.order:
         table.add_row(str(layer), plan.low_type if layer in low else plan.high_type)
     wrote = f"wrote {folder / 'plan.json'} and {folder / 'tensor-types.txt'}"
-    return render(table, "", *_plan_lines(plan), *_speed_lines(plan, forecast), wrote)
+    return render(table, "", *plan_lines(plan), *speed_lines(plan, forecast), wrote)
 
 
-def _speed_lines(plan: Plan, forecast: Forecast | None, measured: float | None = None) -> list[str]:
+def speed_lines(plan: Plan, forecast: Forecast | None, measured: float | None = None) -> list[str]:
     """The predicted speed beside that of the high type alone, and what was measured."""
     if forecast is None:
         return []
@@ -122,7 +123,8 @@ def _speed_lines(plan: Plan, forecast: Forecast | None, measured: float | None =
     return lines
 
 
-def _plan_lines(plan: Plan) -> list[str]:
+def plan_lines(plan: Plan) -> list[str]:
+    """How many layers are low, the size, and what to mind."""
     share = 100 * (plan.size_bytes / plan.high_size_bytes - 1)
     lines = [
         (
@@ -163,26 +165,23 @@ def format_conversion(result: Conversion) -> str:
     for layer in range(plan.layers):
         kind = plan.low_type if layer in low else plan.high_type
         size = f"{result.layer_bytes[layer]:,}"
-        table.add_row(str(layer), _entropy_cell(entropy, layer), _entropy_cell(text, layer), kind, size)
+        table.add_row(str(layer), entropy_cell(entropy, layer), entropy_cell(text, layer), kind, size)
     stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in result.seconds.items())
-    lines = [*_plan_lines(plan), f"time: {stages}" if stages else "nothing to do: these files are of the same request"]
-    lines += _speed_lines(plan, result.forecast, result.tps)
+    lines = [*plan_lines(plan), f"time: {stages}" if stages else "nothing to do: these files are of the same request"]
+    lines += speed_lines(plan, result.forecast, result.tps)
     lines += quality_lines(result.quality) if result.quality else [f"quality not measured: {result.unmeasured or WHY}"]
     if (better := result.better) is not None:
-        lines.append(
-            f"MIND: the preset {better.name} was measured to diverge less with no more bytes: "
-            f"KL {better.divergence:.4f} nats, {better.size_bytes:,} bytes"
-        )
+        lines.append(f"MIND: {better.verdict}")
     lines.append(format_floor(result.floored))
     if result.mmproj_layout:
         lines.append(f"vision part: laid out {result.mmproj_layout!r} (--mmproj-layout)")
-    lines += [f"wrote {path}" for path in result.files()]
-    return render(table, "", *_score_lines(scores), *lines)
+    lines += [f"wrote {path}" for path in (*result.files(), *filter(None, [result.report]))]
+    return render(table, "", *score_lines(scores), *lines)
 
 
 def quality_lines(quality: Quality) -> list[str]:
     """What was measured of a file, in a sentence for all answers and one for each kind."""
-    from luq_gguf.evaluate import KINDS
+    from luq_gguf.judging import KINDS
 
     return [
         f"measured on {group.samples} held-out answers ({KINDS.get(name, name)}, {group.tokens} tokens): "

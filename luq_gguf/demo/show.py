@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luq_gguf import pipeline
+from luq_gguf.amounts import format_bytes
 from luq_gguf.bench import DecodeSamples, measure_files
 from luq_gguf.calibration import SHAPES
-from luq_gguf.cli.tables import format_bytes, format_conversion, make_table, render
+from luq_gguf.cli.tables import format_conversion, make_table, render
 from luq_gguf.demo import CHECKPOINT, FRESH_SEED
 from luq_gguf.demo.scenes import QUESTION_KINDS, Question, ask_about, draw_scene, make_scene
 from luq_gguf.progress import Progress

@@ -1,7 +1,7 @@
 """A decoder in torch: transformers' own modules, loaded one at a time from a checkpoint.
 
 Takes a checkpoint, gives decoder layers and the output head; families with a vision tower add the image features.
-Nothing here holds more than one layer, or the vision tower, at a time.
+Nothing here holds more than one layer, or one block of the vision tower, at a time.
 """
 
 from __future__ import annotations
@@ -65,8 +65,7 @@ class DecoderModules:
         """
         name = self.family.find(self.checkpoint, source)
         shape = self.checkpoint.info(name).shape
-        fits = room is not None and room.shape == shape
-        made = room if fits and room is not None else torch.empty(shape, dtype=self.dtype)
+        made = torch.empty(shape, dtype=self.dtype) if room is None or room.shape != shape else room
         flat, start = made.view(-1), 0
         for part in self.checkpoint.chunks(name, 0, flat.numel()):
             if name not in self._finite:

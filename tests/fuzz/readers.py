@@ -20,7 +20,6 @@ from luq_gguf.calibration_parquet import ParquetReader, read_parquet
 from luq_gguf.chat import ChatRenderer
 from luq_gguf.checkpoint import Checkpoint, read_config
 from luq_gguf.errors import CalibrationError
-from luq_gguf.evaluate import FIGURES, Quality
 from luq_gguf.evidence import GROUPS, OFFSET, Evidence
 from luq_gguf.export import export_text, export_vision, text_layout, write_header_only
 from luq_gguf.families import find_family
@@ -29,9 +28,10 @@ from luq_gguf.gguf_file import GGUFFile
 from luq_gguf.images import fit_to_grid, grid_limits, load_image, patchify
 from luq_gguf.imatrix import Sums, floor_importance, mix_importance, read_sums, write_sums
 from luq_gguf.importance import read_importance
+from luq_gguf.judging import FIGURES, Quality
 from luq_gguf.layout import ModelRecord
 from luq_gguf.manifest import Manifest
-from luq_gguf.plan import choose_order
+from luq_gguf.planning import choose_order
 from luq_gguf.reference import Reference, read_reference, write_reference
 from luq_gguf.tokenizer_file import load_tokenizer
 from luq_gguf.verify import verify_types

@@ -1,11 +1,17 @@
-"""What a user is told of an error: one line, what to do next, and the exit code."""
+"""What a user is told of an error: one line, what to do next, and the exit code.
+
+Callers from Python get it as a LuqError.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+from collections.abc import Iterator
 
 from luq_gguf.artifacts import FULL
-from luq_gguf.errors import LuqError
+from luq_gguf.errors import LuqError, RunError
+from luq_gguf.progress import Progress
 
 FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
@@ -27,10 +33,46 @@ def describe_failure(error: BaseException) -> tuple[str, int]:
         return MEMORY_LINE, 1
     if isinstance(error, LuqError):
         return str(error), error.exit_code
+    if isinstance(error, ImportError):
+        return f"a library is missing or broken: {error}; `luq-gguf doctor` says which, and how to mend it", 1
     if isinstance(error, OSError):
         return _describe_system(error), 1
-    what = " ".join(str(error).split())[:300]
-    return f"unexpected {type(error).__name__}: {what}; run again with --debug and report what it prints", 1
+    return f"{_unexpected(error)}; run again with --debug and report what it prints", 1
+
+
+@contextlib.contextmanager
+def luq_errors(progress: Progress) -> Iterator[Progress]:
+    """Give a listener; what fails in the block leaves it as a LuqError, chained, whatever it was.
+
+    What the listener itself raises, and interruptions, leave it as they are.
+    """
+    told: list[BaseException] = []
+
+    def listen(what: str, done: int, total: int) -> None:
+        try:
+            progress(what, done, total)
+        except BaseException as error:
+            told.append(error)
+            raise
+
+    try:
+        yield listen
+    except (LuqError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # panics of Rust libraries are no Exception
+        if any(error is own for own in told):
+            raise
+        raise _as_luq_error(error) from error
+
+
+def _as_luq_error(error: BaseException) -> LuqError:
+    if _is_memory(error) or isinstance(error, OSError):
+        return RunError(describe_failure(error)[0])
+    return RunError(_unexpected(error), hint="report it with its traceback")
+
+
+def _unexpected(error: BaseException) -> str:
+    return f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _is_memory(error: BaseException | None) -> bool:

@@ -14,7 +14,7 @@ from luq_gguf.artifacts import EntropyRow, LayerScores
 from luq_gguf.assemble import header_bytes
 from luq_gguf.errors import BudgetError, RequestError
 from luq_gguf.gguf_file import GGUFFile
-from luq_gguf.plan import (
+from luq_gguf.planning import (
     MEASURED,
     MIXED,
     ORDERS,

@@ -25,7 +25,9 @@ from luq_gguf.activations import analyze
 from luq_gguf.calibration import load_calibration
 from luq_gguf.demo import CHECKPOINT
 from luq_gguf.errors import ArtifactError, RequestError, RunError
-from luq_gguf.evaluate import (
+from luq_gguf.families import find_family
+from luq_gguf.images import Picture
+from luq_gguf.judging import (
     PIECE,
     Judgement,
     answer_tokens,
@@ -35,8 +37,6 @@ from luq_gguf.evaluate import (
     refer,
     summarize,
 )
-from luq_gguf.families import find_family
-from luq_gguf.images import Picture
 from luq_gguf.reference import TOP, Reference
 from luq_gguf.runtime import Runtime
 from luq_gguf.samples import CalibrationSet, Sample

@@ -22,6 +22,7 @@ from luq_gguf.progress import Progress, silent
 from luq_gguf.reference import TOP, Reference
 from luq_gguf.runtime import Runtime
 from luq_gguf.samples import Sample
+from luq_gguf.showcase import Place
 
 PIECE = 64
 """Answer tokens whose logits are in memory at once."""
@@ -82,13 +83,19 @@ class Quality(Record):
         """The share of tokens in whose place the file says something else than the 16-bit model."""
         return 1 - self.all.agreement
 
+    def _repr_html_(self) -> str:
+        from luq_gguf.notebook import quality_html
+
+        return quality_html(self)
+
 
 @dataclass(frozen=True)
 class Judgement:
     """One answer: its kind, how many tokens it has, and sums over them.
 
     `same` counts where both models say the same, `divergence` and `surprise` (minus the answer's log-probability) are
-    in nats; `exact` and `reference_exact` say whether each model would give the answer word for word.
+    in nats; `exact` and `reference_exact` say whether each model would give the answer word for word. `sample` is its
+    id, `places` are its tokens as texts.
     """
 
     kind: str
@@ -98,6 +105,8 @@ class Judgement:
     surprise: float
     exact: bool
     reference_exact: bool
+    sample: str = ""
+    places: tuple[Place, ...] = ()
 
 
 def judge(
@@ -151,7 +160,14 @@ def _judge(runtime: Runtime, sample: Sample, reference: Reference, places: slice
         surprise=surprise,
         exact=bool((said == answer).all()),
         reference_exact=bool((best == answer).all()),
+        sample=sample.id,
+        places=tuple(_place(runtime, *tokens) for tokens in zip(answer, best, said, strict=True)),
     )
+
+
+def _place(runtime: Runtime, answer: int, best: int, said: int) -> Place:
+    of_answer, of_reference, of_file = (runtime.piece(int(token)) for token in (answer, best, said))
+    return Place(answer=of_answer, reference=of_reference, file=of_file, same=bool(best == said))
 
 
 def _along(runtime: Runtime, sample: Sample, answer: Sequence[int] | NDArray[Any]) -> Iterable[tuple[slice, Any]]:
