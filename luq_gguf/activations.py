@@ -145,7 +145,8 @@ class _Pass:
         dtype = torch.bfloat16 if compute_type == "bf16" else torch.float32
         self.modules = family.modules()(checkpoint, family, dtype)
         prompts = prompts or tokenize_calibration(checkpoint, family, calibration, image_tokens)
-        self.image_tokens, self.left_out = prompts.image_tokens, prompts.left_out
+        self.image_tokens, self.least_image_tokens = prompts.image_tokens, prompts.least_image_tokens
+        self.left_out = prompts.left_out
         self.counted, self.held_out = list(prompts.counted), list(prompts.held_out)
         self.sums = InputSums()
         self.rows: dict[str, list[EntropyRow]] = {}
@@ -415,6 +416,7 @@ class _Pass:
                 "recipe": self.calibration.recipe,
                 "turn_end": self.family.turn_end,
                 "image_tokens": self.image_tokens,
+                "least_image_tokens": self.least_image_tokens,
                 "compute_type": self.compute_type,
                 "seed": self.seed,
             },

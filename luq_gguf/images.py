@@ -206,18 +206,22 @@ def grid_size(height: int, width: int, factor: int, min_pixels: int, max_pixels:
 def grid_limits(rule: ImageGrid, most_tokens: int | None = None) -> Limits:
     """`fit_to_grid`'s arguments for a model: its own rule, within what llama.cpp leaves as it is and `most_tokens`.
 
-    The most pixels are those of whole tokens, so that a number of tokens says it all to who runs the file.
+    The areas are those of whole tokens, so that two numbers of tokens say it all to who runs the file.
     """
     if rule.side is not None:
         return square_limits(rule.factor, rule.side, rule.padding)
-    factor, least, most, *_ = token_limits(rule.factor, most_tokens)
-    least = max(rule.min_pixels, least)
-    return Limits(factor, least, max(least, min(rule.max_pixels - rule.max_pixels % factor**2, most)))
+    token = rule.factor**2
+    most = min(rule.max_pixels // token, most_tokens or MAX_IMAGE_TOKENS)
+    return token_limits(rule.factor, most, least_tokens=-(-rule.min_pixels // token))
 
 
-def token_limits(factor: int, most_tokens: int | None = None) -> Limits:
-    """`fit_to_grid`'s arguments where a token is `factor` pixels wide and high and the model has no rule of its own."""
-    return Limits(factor, MIN_IMAGE_TOKENS * factor**2, (most_tokens or MAX_IMAGE_TOKENS) * factor**2)
+def token_limits(factor: int, most_tokens: int | None = None, least_tokens: int | None = None) -> Limits:
+    """`fit_to_grid`'s arguments where a token is `factor` pixels wide and high and an image has so many tokens.
+
+    Where the two contradict each other the least holds, and llama.cpp's own least everywhere.
+    """
+    least = max(MIN_IMAGE_TOKENS, least_tokens or 0)
+    return Limits(factor, least * factor**2, max(least, most_tokens or MAX_IMAGE_TOKENS) * factor**2)
 
 
 def square_limits(factor: int, side: int, padding: tuple[int, int, int] | None) -> Limits:

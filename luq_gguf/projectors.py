@@ -36,7 +36,9 @@ class Projector:
     around: str = ""
     architectures: tuple[str, ...] = ()
 
-    def limits(self, metadata: Mapping[str, Any], mmproj: Path, most_tokens: int | None) -> Limits:
+    def limits(
+        self, metadata: Mapping[str, Any], mmproj: Path, most_tokens: int | None, least_tokens: int | None = None
+    ) -> Limits:
         """How images are made for this mmproj; raises GGUFError where its numbers cannot be."""
 
         def size(key: str, default: int, most: int) -> int:
@@ -51,7 +53,7 @@ class Projector:
         if self.square:
             side = size("clip.vision.image_size", step, MOST_SIDE)
             return square_limits(step, side - side % step, self.padding)
-        return token_limits(step, most_tokens)
+        return token_limits(step, most_tokens, least_tokens)
 
 
 _QWEN_PLACE = "<|vision_start|><|image_pad|><|vision_end|>"

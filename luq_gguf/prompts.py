@@ -48,11 +48,13 @@ class TokenizedSample:
 class Prompts:
     """A calibration set in a model's tokens: samples to measure on, samples to judge by.
 
-    Images have at most `image_tokens`; `left_out` says why of samples that the model does not take.
+    Images have at least `least_image_tokens` and at most `image_tokens`; `left_out` says why of samples that the model
+    does not take.
     """
 
     counted: tuple[TokenizedSample, ...]
     held_out: tuple[TokenizedSample, ...]
+    least_image_tokens: int
     image_tokens: int
     left_out: tuple[str, ...]
 
@@ -74,7 +76,7 @@ def tokenize_calibration(
     if not counted:
         hint = next(iter(reasons), "it takes no images: give texts")
         raise CalibrationError(f"{calibration.name} holds no sample that this model takes", hint=hint)
-    return Prompts(counted, held_out, maker.image_tokens, tuple(reasons))
+    return Prompts(counted, held_out, maker.least_image_tokens, maker.image_tokens, tuple(reasons))
 
 
 class PromptMaker:
@@ -91,9 +93,11 @@ class PromptMaker:
         self.image_tokens = min(image_tokens or MAX_IMAGE_TOKENS, self.longest // 2)
         self.limits = grid_limits(family.image_grid, self.image_tokens)
         if self.limits.side:
-            self.image_tokens = self._tokens_of_square(image_tokens)
+            self.image_tokens = self.least_image_tokens = self._tokens_of_square(image_tokens)
         else:
-            self.image_tokens = self.limits.max_pixels // self.limits.factor**2
+            token = self.limits.factor**2
+            self.least_image_tokens = self.limits.min_pixels // token
+            self.image_tokens = self.limits.max_pixels // token
 
     def _tokens_of_square(self, most: int | None) -> int:
         """The tokens that every image has; raises RequestError where they are too many."""

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from luq_gguf.artifacts import Record, cache_folder
 from luq_gguf.calibration import load_calibration
@@ -36,12 +35,16 @@ HEADROOM = 256
 
 @dataclass(frozen=True)
 class Yardstick:
-    """What files are held against: a reference, the samples that it was made of, and how large their images are."""
+    """What files are held against: a reference, the samples that it was made of, and how large their images are.
+
+    That is the most and the least tokens that an image has; None leaves them to whom runs a file.
+    """
 
     name: str
     reference: Reference
     samples: tuple[Sample, ...]
     image_tokens: int | None
+    least_image_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -59,14 +62,15 @@ class Evaluator:
         """What the vision part makes of images; one for all files, so that the mmproj is hashed once."""
         return EmbeddingStore(self.work / "embeddings")
 
-    def open(self, model: Path, image_tokens: int | None = None) -> Runtime:
-        """A running model, to be used as a context manager; its images have at most so many tokens."""
+    def open(self, model: Path, yardstick: Yardstick | None = None) -> Runtime:
+        """A running model, to be used as a context manager; its images are as large as those of the yardstick."""
         return Runtime(
             model,
             self.mmproj,
             threads=self.threads or None,
             context=MAX_TOKENS + HEADROOM,
-            image_tokens=image_tokens or self.image_tokens,
+            image_tokens=(yardstick.image_tokens if yardstick else None) or self.image_tokens,
+            least_image_tokens=yardstick.least_image_tokens if yardstick else None,
             embeddings=self.embeddings,
         )
 
@@ -76,7 +80,7 @@ class Evaluator:
 
     def judge(self, model: Path, yardstick: Yardstick) -> tuple[Quality, Answers]:
         """How well a file says what the reference says, and some of the answers that this was measured on."""
-        with self.open(model, yardstick.image_tokens) as runtime:
+        with self.open(model, yardstick) as runtime:
             found = judge(runtime, yardstick.samples, yardstick.reference, self.progress)
         return summarize(found, yardstick.name), choose_answers(found)
 
@@ -258,8 +262,12 @@ AGAIN = "analyze the model again"
 
 def yardstick_of_calibration(name: str, reference: Reference, calibration: CalibrationSet) -> Yardstick:
     """The yardstick of a reference whose samples are at hand."""
-    tokens: Any = reference.context.get("image_tokens")
-    return Yardstick(name, reference, calibration.held_out, tokens if isinstance(tokens, int) else None)
+
+    def tokens(key: str) -> int | None:
+        found = reference.context.get(key)
+        return found if isinstance(found, int) else None
+
+    return Yardstick(name, reference, calibration.held_out, tokens("image_tokens"), tokens("least_image_tokens"))
 
 
 def yardstick_of_model(model: Path, samples: Sequence[Sample], evaluator: Evaluator) -> Yardstick:

@@ -42,7 +42,8 @@ class Runtime:
     """A loaded model with a context of `context` tokens; use as a context manager.
 
     `mmproj` may be left out for text, and where `model` is a bundle; images are made smaller where they have more
-    than `image_tokens`, None being the limit of the calibration. Raises GGUFError where a file is no sound GGUF,
+    than `image_tokens`, None being the limit of the calibration, and larger where they have less than
+    `least_image_tokens`, None being llama.cpp's own. Raises GGUFError where a file is no sound GGUF,
     RunError where llama.cpp refuses it. `doubt` is what speaks against model and mmproj belonging together. What the
     vision part makes of images is taken from `embeddings` where it stands there, and kept there.
     """
@@ -55,10 +56,11 @@ class Runtime:
         threads: int | None = None,
         context: int = 4096,
         image_tokens: int | None = None,
+        least_image_tokens: int | None = None,
         embeddings: EmbeddingStore | None = None,
     ) -> None:
         self._stack = contextlib.ExitStack()
-        self._image_tokens = image_tokens
+        self._image_tokens, self._least_image_tokens = image_tokens, least_image_tokens
         self._embeddings = embeddings
         self.doubt: str | None = None
         try:
@@ -123,7 +125,7 @@ class Runtime:
             self._projector = projector_of(metadata)
             self._width = int(self._llama.llama_model_n_embd_inp(self._model))
             self._mmproj = self._embeddings.digest(path, mmproj or model) if self._embeddings else ""
-            self._limits = self._projector.limits(metadata, path, self._image_tokens)
+            self._limits = self._projector.limits(metadata, path, self._image_tokens, self._least_image_tokens)
             parameters = self._mtmd.mtmd_context_params_default()
             parameters.use_gpu = False
             parameters.print_timings = False

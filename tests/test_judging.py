@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shutil
@@ -37,6 +38,7 @@ from luq_gguf.judging import (
     refer,
     summarize,
 )
+from luq_gguf.quality import Evaluator, yardstick_of_calibration
 from luq_gguf.reference import TOP, Reference
 from luq_gguf.runtime import Runtime
 from luq_gguf.samples import CalibrationSet, Sample
@@ -234,6 +236,33 @@ def test_the_reference_of_an_analysis_is_what_its_file_says(tmp_path: Path, name
     assert abs(figures["divergence"].value) < 1e-3
     assert dict(zip(made.samples, made.prompts, strict=True)) == dict(zip(stored.samples, stored.prompts, strict=True))
     assert sorted(made.answers) == sorted(stored.answers)
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-vl", "qwen3-vl"])
+def test_pictures_are_judged_as_large_as_they_were_measured(tmp_path: Path, name: str) -> None:
+    """A processor that enlarges small pictures more than llama.cpp does, as Qwen3-VL's, which wants 65,536 pixels."""
+    folder = build_family(tmp_path / "pico", name)
+    path = folder / "preprocessor_config.json"
+    content = json.loads(path.read_text())
+    area = {"shortest_edge": 65536, "longest_edge": 131072}
+    plain = {"min_pixels": area["shortest_edge"], "max_pixels": area["longest_edge"]}
+    path.write_text(json.dumps(content | ({"size": area} if "size" in content else plain)))
+    original = Original(name, folder)
+    held_out = tuple(
+        Sample(f"{width} x {height}", QUESTION, "a green star", Picture.of(picture(width, height)))
+        for width, height in ((100, 90), (64, 200), (256, 256), (700, 800))
+    )
+    calibration = CalibrationSet("few", (Sample("text", text="You are an assistant. " * 8),), held_out, "digest")
+    stored = analyze(original.checkpoint, original.family, calibration, compute_type="f32").reference
+    for sample, prompt in zip(held_out, stored.prompts, strict=True):
+        assert sample.picture is not None
+        given = original.inputs(QUESTION, sample.picture.read())
+        assert given["input_ids"].shape[1] == prompt, sample.id
+    files = export(original, tmp_path, "f32")
+    yardstick = yardstick_of_calibration(name, stored, calibration)
+    figures = Evaluator(files.mmproj, tmp_path / "work", 1).quality(files.text, yardstick).all.figures
+    assert figures["agreement"].value > 0.97
+    assert abs(figures["divergence"].value) < 1e-3
 
 
 def changed(reference: Reference, number: int, **arrays: Any) -> Reference:
