@@ -16,6 +16,7 @@ from luq_gguf.errors import ArtifactError
 from luq_gguf.job import DOCUMENTS, MANIFEST, PLAN, Settings
 from luq_gguf.manifest import Manifest
 from luq_gguf.progress import Progress, silent
+from luq_gguf.result_names import ModelFiles
 from luq_gguf.verify import verify_types
 
 PLANNED_BY = ("low_layers", "max_size", "low_type", "high_type", "order", "strict", "seed")
@@ -37,8 +38,10 @@ def audit_folder(folder: Path, progress: Progress = silent) -> list[str]:
         differences.append(f"{PLAN} is not what the scores and settings give")
     if plan.checkpoint != manifest.checkpoint:
         differences.append(f"{PLAN} is of another model than {MANIFEST}")
-    for model in _models(manifest):
-        differences += [f"{model}: {line}" for line in verify_types(folder / model, plan)]
+    models = ModelFiles.among(manifest.files)
+    for model in (models.text, models.bundle):  # a bundle begins with the text model
+        if model is not None:
+            differences += [f"{model}: {line}" for line in verify_types(folder / model, plan)]
     return differences
 
 
@@ -57,11 +60,6 @@ def _changed_files(folder: Path, manifest: Manifest, progress: Progress) -> Iter
             yield f"{name} has other bytes than those that {MANIFEST} names{hint}"
         done += record.bytes
     progress("check hashes", total, total)
-
-
-def _models(manifest: Manifest) -> list[str]:
-    """The text models of the folder; a bundle begins with one."""
-    return [name for name in manifest.files if "-LUQ-" in name]
 
 
 def _settings_of(folder: Path, manifest: Manifest) -> Settings:

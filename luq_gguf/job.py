@@ -24,6 +24,7 @@ from luq_gguf.families.base import Dtype, Family
 from luq_gguf.images import MIN_IMAGE_TOKENS
 from luq_gguf.planning import ORDERS, Budget
 from luq_gguf.progress import Progress
+from luq_gguf.result_names import mmproj_name
 from luq_gguf.speed_budget import AUTO
 from luq_gguf.type_names import parse_high_type, parse_low_type
 
@@ -247,11 +248,6 @@ def hub_source(folder: Path) -> str | None:
     """The hub id and revision of a downloaded snapshot's folder, "owner/name@revision"."""
     found = re.search(r"models--([^/]+)--([^/]+)/snapshots/([0-9a-f]+)$", folder.resolve().as_posix())
     return f"{found[1]}/{found[2]}@{found[3]}" if found else None
-
-
-def mmproj_name(name: str, kind: str) -> str:
-    """The vision part's file name."""
-    return f"mmproj-{name}-{kind.upper()}.gguf"
 
 
 def key_of(*inputs: Any) -> str:

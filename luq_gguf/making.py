@@ -27,6 +27,7 @@ from luq_gguf.layout import part_names
 from luq_gguf.planning import weights_to_quantize
 from luq_gguf.quantize import make_part, part_key
 from luq_gguf.quantizer import Quantizer
+from luq_gguf.result_names import text_name
 from luq_gguf.room import PartBytes, require_room_to_grow, require_room_to_keep
 from luq_gguf.speed_budget import SpeedRule
 from luq_gguf.verify import verify_types
@@ -92,7 +93,7 @@ class Maker:
         Its parts move into it one by one where no other plan may want them.
         """
         job = self.job
-        target = job.out / f"{job.name}-LUQ-{len(plan.low_layers)}of{plan.layers}-{plan.low_type}.gguf"
+        target = job.out / text_name(job.name, plan)
         if not job.moves_parts(plan.high_size_bytes):
             drop_growing(job.out)
             return self.make(plan, target)

@@ -73,6 +73,7 @@ from luq_gguf.probing import gather_evidence
 from luq_gguf.progress import Progress, silent
 from luq_gguf.quantize import quantize_gguf
 from luq_gguf.report import try_report
+from luq_gguf.result_names import ModelFiles, bundle_name
 from luq_gguf.samples import CalibrationSet, without_pictures
 from luq_gguf.sequential import refine
 from luq_gguf.showcase import SHOWCASE, Answers, make_showcase
@@ -330,7 +331,7 @@ def leave_records(job: Job, made: Made, analysis: AnalysisFiles, judged: Quality
     (out / QUALITY).unlink(missing_ok=True)
     if quality is not None:
         write_record(out / QUALITY, quality)
-    bundled = bundle_name(made.target) if job.settings.bundle else None
+    bundled = made.target.with_name(bundle_name(made.target.name)) if job.settings.bundle else None
     if bundled is not None and job.mmproj is not None:
         with job.watch.measure("bundle"):
             bundle(made.target, job.mmproj, bundled)
@@ -345,11 +346,6 @@ def _better(job: Job, plan: Plan, quality: Quality | None) -> FrontierPoint | No
     if quality is None:
         return None
     return better_preset(job.out, job.checkpoint.digest, plan.size_bytes, quality)
-
-
-def bundle_name(target: Path) -> Path:
-    """The bundle's file name beside its text model."""
-    return target.with_name(f"{target.stem}-bundle.gguf")
 
 
 def finish(job: Job, request: str, calibration: CalibrationSet, result: Conversion) -> None:
@@ -382,16 +378,15 @@ def _decided(settings: Settings, plan: Plan) -> Settings:
 def _finished_conversion(job: Job, manifest: Manifest) -> Conversion:
     out = job.out
     plan = read_record(out / PLAN, Plan)
-    names = [name for name in manifest.files if "-LUQ-" in name]
-    target = next((out / name for name in names if not name.endswith("-bundle.gguf")), None)
-    if target is None:
+    models = ModelFiles.among(manifest.files)
+    if models.text is None:
         raise ArtifactError(f"{out / MANIFEST} names no model", path=out / MANIFEST, hint="delete it and convert again")
-    bundled = bundle_name(target) if job.settings.bundle else None
+    bundled = out / models.bundle if models.bundle else None
     scores = read_record(out / SCORES, LayerScores)
     quality = read_record(out / QUALITY, Quality) if QUALITY in manifest.files else None
     return Conversion(
-        target, job.mmproj, bundled, out / PLAN, out / SCORES, out / IMATRIX, plan, scores, manifest.layer_bytes, {},
-        job.family.layout, quality=quality, better=_better(job, plan, quality),
+        out / models.text, job.mmproj, bundled, out / PLAN, out / SCORES, out / IMATRIX, plan, scores,
+        manifest.layer_bytes, {}, job.family.layout, quality=quality, better=_better(job, plan, quality),
         report=out / REPORT if (out / REPORT).is_file() else None,
     )  # fmt: skip
 

@@ -12,6 +12,8 @@ import pytest
 from luq_gguf.artifacts import sha256_of
 from luq_gguf.audit import audit_folder
 from luq_gguf.errors import ArtifactError
+from luq_gguf.pipeline import Settings, convert
+from tests.pico import build_pico
 from tests.program import run_program
 
 
@@ -32,6 +34,21 @@ def admit(folder: Path, name: str) -> None:
 def test_a_finished_folder_is_what_its_manifest_says(copy_of_converted: Path) -> None:
     done = run_program("verify", copy_of_converted)
     assert (done.returncode, done.stdout) == (0, f"{copy_of_converted} is what its manifest says\n")
+
+
+def test_a_model_may_be_called_as_results_are(tmp_path: Path) -> None:
+    """Its name stands in those of all its files."""
+    checkpoint, out = build_pico(tmp_path / "mmproj-LUQ-bundle-LUQ-base", layers=2), tmp_path / "out"
+    settings = Settings(
+        calib="shapes", low_type="Q2_K", low_layers=1, samples=10, threads=1, bundle=True, evaluate=False
+    )
+    made = convert(str(checkpoint), out, settings)
+    again = convert(str(checkpoint), out, settings)
+    names = {made.model.name, made.bundle and made.bundle.name, made.mmproj and made.mmproj.name}
+    assert len(names) == 3
+    assert (again.model, again.bundle, again.mmproj) == (made.model, made.bundle, made.mmproj)
+    assert audit_folder(out) == []
+    assert f"mmproj-{checkpoint.name}" in (out / "Modelfile").read_text()
 
 
 def test_a_byte_that_changed_is_found_whatever_the_time_of_change(copy_of_converted: Path) -> None:

@@ -23,6 +23,7 @@ from luq_gguf.job import IMATRIX, MANIFEST, PLAN, QUALITY, SCORES, Settings
 from luq_gguf.judging import Quality
 from luq_gguf.manifest import Manifest
 from luq_gguf.planning import weights_to_quantize
+from luq_gguf.result_names import ModelFiles
 from luq_gguf.showcase import SHOWCASE, Showcase
 from luq_gguf.speed_record import SPEED, SpeedRecord
 
@@ -102,26 +103,24 @@ def read_finished(folder: Path) -> Finished:
     GGUFError where the text model's header is broken.
     """
     manifest = _manifest_of(folder)
-    vision = next((name for name in manifest.files if name.startswith("mmproj-")), None)
-    models = [name for name in manifest.files if "-LUQ-" in name and name.endswith(".gguf") and name != vision]
-    bundles = [name for name in models if name.endswith("-bundle.gguf")]
-    texts = [name for name in models if name not in bundles]
-    if len(texts) != 1:
+    models = ModelFiles.among(manifest.files)
+    if models.text is None:
         raise ArtifactError(f"{folder / MANIFEST} names no text model", path=folder / MANIFEST, hint=CONVERT)
-    for name in (*texts, *bundles):
-        _require_size(folder, manifest, name)
-    text, plan = GGUFFile.open(folder / texts[0]), _record(folder, manifest, PLAN, Plan)
+    for name in (models.text, models.bundle):
+        if name is not None:
+            _require_size(folder, manifest, name)
+    text, plan = GGUFFile.open(folder / models.text), _record(folder, manifest, PLAN, Plan)
     if text.tensors.keys() != plan.types.keys() or len(manifest.layer_bytes) != plan.layers:
-        raise ArtifactError(f"{folder / PLAN} is not the plan of {texts[0]}", path=folder / PLAN, hint=CONVERT)
+        raise ArtifactError(f"{folder / PLAN} is not the plan of {models.text}", path=folder / PLAN, hint=CONVERT)
     _require_hash(folder, manifest, IMATRIX)
     found = Finished(
         folder, manifest, plan, _scores(folder, manifest, plan),
         quality=_optional(folder, manifest, QUALITY, Quality), showcase=_optional(folder, manifest, SHOWCASE, Showcase),
         speed=_optional(folder, manifest, SPEED, SpeedRecord), frontier=_frontier(folder, manifest),
-        benches=_benches(folder, manifest.files[texts[0]].sha256), text=text,
+        benches=_benches(folder, manifest.files[models.text].sha256), text=text,
         importance=read_importance(folder / IMATRIX),
-        mmproj=vision,
-        bundle=bundles[0] if bundles else None,
+        mmproj=models.mmproj,
+        bundle=models.bundle,
     )  # fmt: skip
     return found if found.speed is not None else _with_forecast(found)
 
