@@ -6,7 +6,8 @@ images and others. A 16-bit GGUF can take the place of a stored reference.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from codecs import getincrementaldecoder
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -25,6 +26,7 @@ from luq_gguf.samples import Sample
 from luq_gguf.showcase import Place
 
 PIECE = 64
+SUBSTITUTE = "\N{REPLACEMENT CHARACTER}"
 """Answer tokens whose logits are in memory at once."""
 KINDS = {"image": "with image", "question": "text only"}
 FIGURES = ("agreement", "divergence", "perplexity", "exact", "reference_exact")
@@ -161,13 +163,32 @@ def _judge(runtime: Runtime, sample: Sample, reference: Reference, places: slice
         exact=bool((said == answer).all()),
         reference_exact=bool((best == answer).all()),
         sample=sample.id,
-        places=tuple(_place(runtime, *tokens) for tokens in zip(answer, best, said, strict=True)),
+        places=tuple(_places(runtime, answer, best, said)),
     )
 
 
-def _place(runtime: Runtime, answer: int, best: int, said: int) -> Place:
-    of_answer, of_reference, of_file = (runtime.piece(int(token)) for token in (answer, best, said))
-    return Place(answer=of_answer, reference=of_reference, file=of_file, same=bool(best == said))
+def _places(
+    runtime: Runtime, answer: NDArray[np.int32], best: NDArray[np.int32], said: NDArray[np.intp]
+) -> Iterator[Place]:
+    """The tokens along an answer as texts, all of them read as what follows the answer's bytes before them.
+
+    A letter of several tokens stands with the last of them; of what would have begun another its substitute is shown.
+    """
+    begun = b""
+    for tokens in zip(answer.tolist(), best.tolist(), said.tolist(), strict=True):
+        texts, rests = zip(*(_letters(begun + runtime.piece(token, special=True)) for token in tokens), strict=True)
+        of_reference, of_file = (
+            text if token == tokens[0] or not rest else text + SUBSTITUTE
+            for token, text, rest in zip(tokens[1:], texts[1:], rests[1:], strict=True)
+        )
+        yield Place(answer=texts[0], reference=of_reference, file=of_file, same=tokens[1] == tokens[2])
+        begun = rests[0]
+
+
+def _letters(data: bytes) -> tuple[str, bytes]:
+    """The whole letters of UTF-8 bytes, and what is begun of the next; what is none shows as its substitute."""
+    decoder = getincrementaldecoder("utf-8")("replace")
+    return decoder.decode(data), decoder.getstate()[0]
 
 
 def _along(runtime: Runtime, sample: Sample, answer: Sequence[int] | NDArray[Any]) -> Iterable[tuple[slice, Any]]:

@@ -318,7 +318,7 @@ class Runtime:
             token = int(logits.argmax())
             if self._llama.llama_vocab_is_eog(self._vocab, token):
                 return
-            yield self._piece(token)
+            yield self.piece(token)
             logits = self._evaluate([token])
 
     def answer(
@@ -346,11 +346,8 @@ class Runtime:
         guess = self._llama.llama_vocab_eot(self._vocab)
         return self._token_text(next(ends, guess if guess >= 0 else self._llama.llama_vocab_eos(self._vocab)))
 
-    def piece(self, token: int) -> str:
-        """A token as text, special ones by their names; bytes that make no whole letter show as its substitute."""
-        return self._piece(token, special=True).decode(errors="replace")
-
-    def _piece(self, token: int, *, special: bool = False) -> bytes:
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """The UTF-8 bytes of a token, which may begin in the midst of a letter; special ones have names or nothing."""
         buffer = ctypes.create_string_buffer(256)
         count = self._llama.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
         return buffer.raw[: max(count, 0)]

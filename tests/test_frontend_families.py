@@ -64,7 +64,7 @@ class Small:
 
     def texts(self) -> list[str]:
         """Every token as text, "" where it is none by itself."""
-        pieces = (self.runtime._piece(token) for token in range(self.runtime.vocabulary))
+        pieces = (self.runtime.piece(token) for token in range(self.runtime.vocabulary))
         return [piece.decode(errors="ignore") for piece in pieces]
 
 

@@ -30,7 +30,9 @@ from luq_gguf.families import find_family
 from luq_gguf.images import Picture
 from luq_gguf.judging import (
     PIECE,
+    SUBSTITUTE,
     Judgement,
+    _places,
     answer_tokens,
     divergences,
     judge,
@@ -263,6 +265,28 @@ def test_pictures_are_judged_as_large_as_they_were_measured(tmp_path: Path, name
     figures = Evaluator(files.mmproj, tmp_path / "work", 1).quality(files.text, yardstick).all.figures
     assert figures["agreement"].value > 0.97
     assert abs(figures["divergence"].value) < 1e-3
+
+
+def test_letters_of_several_tokens_are_shown_whole(runtime: Runtime) -> None:
+    """The demo's tokenizer knows few letters: all others are bytes."""
+    answer = "\u201ced\u00e9\u201d \u706b \N{FIRE}"
+    sample = Sample("s", "Is it fewer or less?", answer)
+    (found,) = judge(runtime, [sample], refer(runtime, [sample], "itself"))
+    assert found.tokens == len(found.places) > len(answer)
+    assert "".join(place.answer for place in found.places) == answer + runtime.turn_end
+    assert all(place.reference == place.file for place in found.places)
+    assert SUBSTITUTE not in "".join(place.answer for place in found.places)
+    tokens = np.array(runtime.tokenize(answer), np.int32)
+    at = 1
+    assert [place.answer for place in found.places[:3]] == ["", "", "\u201c"]
+    other = tokens.copy()
+    other[at] = runtime.tokenize("red")[0]
+    places = list(_places(runtime, tokens, tokens, other.astype(np.intp)))
+    assert [place.same for place in places] == [number != at for number in range(len(tokens))]
+    assert (places[at].reference, places[at].file) == ("", SUBSTITUTE + runtime.piece(int(other[at])).decode())
+    begins = np.array([runtime.tokenize(letter)[0] for letter in "\u201c\N{FIRE}"], np.int32)
+    (place,) = _places(runtime, begins[:1], begins[:1], begins[1:].astype(np.intp))
+    assert (place.reference, place.file, place.same) == ("", SUBSTITUTE, False)
 
 
 def changed(reference: Reference, number: int, **arrays: Any) -> Reference:
