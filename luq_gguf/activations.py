@@ -435,6 +435,7 @@ class _Pass:
             held_out=_count(self.held_out),
             compute_type=self.compute_type,
             seed=self.seed,
+            least_image_tokens=self.least_image_tokens,
             image_tokens=self.image_tokens,
             warnings=tuple(_warnings(rows, self.calibration, self.left_out)),
         )

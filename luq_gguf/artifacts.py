@@ -65,7 +65,7 @@ class LayerScores(Record):
     of samples with an image) and "text" (text-only samples). `stability` gives, under the same keys,
     the mean Kendall's tau between the orders of two seeds. `changes` gives a figure a layer: "cosine_<tokens>" of its
     input and output, "attention_<tokens>" and "ffn_<tokens>" how large what those blocks add is, squared, beside the
-    output. `image_tokens` is the most that an image had.
+    output. Images had at least `least_image_tokens` and at most `image_tokens`.
     """
 
     format: Literal["luq-gguf scores 1"] = "luq-gguf scores 1"
@@ -79,6 +79,7 @@ class LayerScores(Record):
     held_out: int
     compute_type: str
     seed: int
+    least_image_tokens: int | None = Field(default=None, ge=1)
     image_tokens: int | None = Field(default=None, ge=1)
     warnings: tuple[str, ...] = ()
 

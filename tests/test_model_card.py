@@ -18,7 +18,7 @@ from luq_gguf.audit import audit_folder
 from luq_gguf.checkpoint import Checkpoint
 from luq_gguf.families import find_family
 from luq_gguf.gguf_file import GGUFFile
-from luq_gguf.job import Settings, hub_source
+from luq_gguf.job import SCORES, Settings, hub_source
 from luq_gguf.manifest import Manifest
 from luq_gguf.report import write_report
 from luq_gguf.report.card import escape, head, make_card
@@ -31,7 +31,7 @@ from tests.exported import export_both
 from tests.pico import build_pico
 from tests.picos import FAMILIES, build_family
 from tests.program import QUICK, Run, result_of, run_program
-from tests.test_audit import edit_json
+from tests.test_audit import admit, edit_json
 from tests.test_report import HOSTILE, folder_of
 
 KNOWN = {
@@ -178,6 +178,21 @@ def test_a_seal_breaks_with_any_letter(tmp_path: Path) -> None:
         assert not path.exists()
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     assert write_sealed(tmp_path / "link", "x", HASH, notes) is None
+
+
+@pytest.mark.parametrize(("least", "said"), [(64, True), (8, False), (None, False), (1024, False)])
+def test_commands_make_small_pictures_as_large_as_they_were(
+    copy_of_converted: Path, least: int | None, said: bool
+) -> None:
+    """1,024 is the most, too: then every picture has the same size."""
+    edit_json(copy_of_converted / SCORES, {"least_image_tokens": least, "image_tokens": 1024})
+    admit(copy_of_converted, SCORES)
+    write_report(copy_of_converted)
+    option = f" --image-min-tokens {least}"
+    for document in ("README.md", "report.html"):
+        text = (copy_of_converted / document).read_text()
+        assert text.count(option) == 2 * said
+        assert text.count("--image-min-tokens") == 2 * said
 
 
 def test_the_modelfile_names_both_files_and_the_template(converted: Run) -> None:

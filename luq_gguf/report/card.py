@@ -130,6 +130,7 @@ def _context(found: Finished, form: ChatFormat | None, plots: Sequence[Path]) ->
         "speed": views.speed_rows(found),
         "minds": views.minds(found),
         "form": form,
+        "picture_option": Plain(views.picture_option(found)),
         "plots": {name: any(plot.name == name for plot in plots) for name in PLOTS},
         "command": command_line(found.manifest),
         "licensed": bool(_license(found)),

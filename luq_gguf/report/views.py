@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from luq_gguf.bench_results import GENERATION, PROMPT, speeds
 from luq_gguf.families.base import LAYER_WEIGHTS
+from luq_gguf.images import MIN_IMAGE_TOKENS
 from luq_gguf.job import MANIFEST, PLAN
 from luq_gguf.planning import MIXED, layer_of
 from luq_gguf.report.charts import Mark, Point, Series, Tile, bits_class, frontier_chart, interval_chart, layers_chart
@@ -281,15 +282,26 @@ def minds(found: Finished) -> list[str]:
     return [*notes, *found.plan.notes, *found.scores.warnings][:MOST_MINDS]
 
 
+def picture_option(found: Finished) -> str:
+    """What tells llama.cpp's programs to make small pictures as large as the model's own processor makes them.
+
+    Nothing where llama.cpp does so by itself, or every picture has the same size.
+    """
+    least, most = found.scores.least_image_tokens, found.scores.image_tokens
+    needed = found.mmproj and least is not None and least > MIN_IMAGE_TOKENS and least != most
+    return f" --image-min-tokens {least}" if needed else ""
+
+
 def usage(found: Finished) -> list[tuple[str, str]]:
     """Commands that run the files, by program."""
     vision = f" --mmproj {found.mmproj}" if found.mmproj else ""  # names are harmless, see `folder`
+    sizes = picture_option(found)
     image = " --image photo.jpg" if found.mmproj else ""
     tool = "llama-mtmd-cli" if found.mmproj else "llama-cli"
     asked = "What is this?" if found.mmproj else "Hello!"
     return [
-        ("llama-server", f"llama-server -m {found.model}{vision} -c 4096"),
-        (tool, f'{tool} -m {found.model}{vision}{image} -p "{asked}"'),
+        ("llama-server", f"llama-server -m {found.model}{vision}{sizes} -c 4096"),
+        (tool, f'{tool} -m {found.model}{vision}{sizes}{image} -p "{asked}"'),
         ("luq-gguf", f'luq-gguf ask {found.model}{vision}{image} "{asked}"'),
         ("KoboldCpp", f"koboldcpp --model {found.model}{vision}"),
         ("Ollama", f"ollama create {found.manifest.name.lower()} -f Modelfile"),
