@@ -26,8 +26,8 @@ from luq_gguf.samples import Sample
 from luq_gguf.showcase import Place
 
 PIECE = 64
-SUBSTITUTE = "\N{REPLACEMENT CHARACTER}"
 """Answer tokens whose logits are in memory at once."""
+SUBSTITUTE = "\N{REPLACEMENT CHARACTER}"
 KINDS = {"image": "with image", "question": "text only"}
 FIGURES = ("agreement", "divergence", "perplexity", "exact", "reference_exact")
 

@@ -261,11 +261,11 @@ AGAIN = "analyze the model again"
 
 
 def yardstick_of_calibration(name: str, reference: Reference, calibration: CalibrationSet) -> Yardstick:
-    """The yardstick of a reference whose samples are at hand."""
+    """The yardstick of a reference whose samples are at hand; numbers of tokens that cannot be are not believed."""
 
     def tokens(key: str) -> int | None:
         found = reference.context.get(key)
-        return found if isinstance(found, int) else None
+        return found if isinstance(found, int) and 1 <= found <= MAX_TOKENS else None
 
     return Yardstick(name, reference, calibration.held_out, tokens("image_tokens"), tokens("least_image_tokens"))
 

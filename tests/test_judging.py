@@ -27,7 +27,7 @@ from luq_gguf.calibration import load_calibration
 from luq_gguf.demo import CHECKPOINT
 from luq_gguf.errors import ArtifactError, RequestError, RunError
 from luq_gguf.families import find_family
-from luq_gguf.images import Picture
+from luq_gguf.images import MIN_IMAGE_TOKENS, Picture
 from luq_gguf.judging import (
     PIECE,
     SUBSTITUTE,
@@ -262,6 +262,11 @@ def test_pictures_are_judged_as_large_as_they_were_measured(tmp_path: Path, name
         assert given["input_ids"].shape[1] == prompt, sample.id
     files = export(original, tmp_path, "f32")
     yardstick = yardstick_of_calibration(name, stored, calibration)
+    assert (yardstick.least_image_tokens or 0) > MIN_IMAGE_TOKENS
+    for lie in (10**9, 0, -1, "64", None):
+        context = stored.context | {"least_image_tokens": lie, "image_tokens": lie}
+        lying = yardstick_of_calibration(name, replace(stored, context=context), calibration)
+        assert (lying.least_image_tokens, lying.image_tokens) == (None, None)
     figures = Evaluator(files.mmproj, tmp_path / "work", 1).quality(files.text, yardstick).all.figures
     assert figures["agreement"].value > 0.97
     assert abs(figures["divergence"].value) < 1e-3
