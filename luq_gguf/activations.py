@@ -26,6 +26,7 @@ from luq_gguf.families.base import Family
 from luq_gguf.heap import reused_heap
 from luq_gguf.imatrix import Sums
 from luq_gguf.input_sums import InputSums
+from luq_gguf.processors import fast_bf16
 from luq_gguf.progress import Progress, silent
 from luq_gguf.prompts import IMAGE, Prompts, TokenizedSample, tokenize_calibration
 from luq_gguf.reference import Reference, score_answers
@@ -38,8 +39,6 @@ Requantize = Callable[[int, Sums], Mapping[str, NDArray[np.float32]]]
 """Gives the weights that a layer goes on with, by their names in it, from what was summed of its inputs."""
 BATCH_TOKENS = 2048
 GROUP_TOKENS = 1024
-FAST_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
-"""What /proc/cpuinfo calls multiplication of bf16, on x86 and on ARM."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +51,10 @@ class Analysis:
 
 
 def resolve_compute_type(name: str) -> str:
-    """The type to compute in; "auto" is bf16 where the CPU multiplies it in hardware, else f32."""
+    """The type to compute in; "auto" is bf16 where the CPU multiplies it faster than float32, else f32."""
     if name != "auto":
         return name
-    info = Path("/proc/cpuinfo")
-    flags = set(info.read_text(encoding="utf-8").split()) if info.is_file() else set()
-    return "bf16" if flags & FAST_BF16 else "f32"
+    return "bf16" if fast_bf16() else "f32"
 
 
 def analyze(

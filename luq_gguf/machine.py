@@ -16,10 +16,9 @@ import psutil
 from pydantic import Field
 
 from luq_gguf.artifacts import Record
-from luq_gguf.processors import cpu_name
+from luq_gguf.processors import INFO, cpu_name
 
 SYSTEM = Path("/sys")
-INFO = Path("/proc/cpuinfo")
 FLAGS = {
     "avx2": "avx2", "avx512f": "avx512f", "avx512_vnni": "avx512_vnni", "avx_vnni": "avx_vnni", "amx_tile": "amx_tile",
     "avx512_bf16": "avx512_bf16", "fma": "fma", "f16c": "f16c", "neon": "neon", "asimd": "neon", "asimddp": "dotprod",

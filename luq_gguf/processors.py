@@ -1,4 +1,4 @@
-"""What this machine's processor is called, and how many threads work on it when nobody says."""
+"""What this machine's processor is called, what it is good at, and how many threads work on it when nobody says."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 
 import psutil
 
+INFO = Path("/proc/cpuinfo")
+
 
 def default_threads() -> int:
     """Physical cores, or the processors that this process may use where those are fewer."""
@@ -18,7 +20,25 @@ def default_threads() -> int:
 
 def cpu_name() -> str:
     """The processor's name, as the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model"))]
+    names = [value for key, value in _told(INFO) if key.startswith(("model name", "Model"))]
     return next((name for name in names if name), platform.processor() or platform.machine() or "unknown")
+
+
+def fast_bf16(info: Path = INFO) -> bool:
+    """Whether products in bf16 take less time than in float32, by the instructions that Linux tells of at `info`.
+
+    With AMX, with ARM's, and with AMD's AVX512_BF16 they do. Intel's AVX512_BF16 alone, AMX being kept from a virtual
+    machine, was measured to take 1.8 times as long as float32 (164 beside 295 GFLOP/s on two cores of a Xeon).
+    """
+    told: dict[str, str] = {}
+    for key, value in _told(info):
+        told.setdefault(key, value)
+    flags = {*told.get("flags", "").split(), *told.get("Features", "").split()}
+    return bool(flags & {"amx_bf16", "bf16"}) or ("avx512_bf16" in flags and told.get("vendor_id") != "GenuineIntel")
+
+
+def _told(info: Path) -> list[tuple[str, str]]:
+    """Keys and values of all processors, one after the other."""
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
+    pairs = (line.partition(":") for line in lines)
+    return [(key.strip(), value.strip()) for key, _, value in pairs]

@@ -23,6 +23,7 @@ from luq_gguf.families import find_family
 from luq_gguf.families.qwen_vl_modules import mrope_positions
 from luq_gguf.images import Picture
 from luq_gguf.imatrix import weights_of
+from luq_gguf.processors import fast_bf16
 from luq_gguf.samples import CalibrationSet, Sample
 from tests.pico import build_pico
 
@@ -376,7 +377,27 @@ def test_texts_alone_need_no_picture(pico_checkpoint: Path):
 
 def test_the_compute_type_is_what_was_asked_for():
     assert (resolve_compute_type("bf16"), resolve_compute_type("f32")) == ("bf16", "f32")
-    assert resolve_compute_type("auto") in ("bf16", "f32")
+    assert resolve_compute_type("auto") == ("bf16" if fast_bf16() else "f32")
+
+
+@pytest.mark.parametrize(
+    ("told", "fast"),
+    [
+        ("vendor_id: AuthenticAMD\nflags: fma avx512f avx512_bf16", True),
+        ("vendor_id: GenuineIntel\nflags: fma avx512f avx512_bf16 amx_tile amx_bf16", True),
+        ("vendor_id: GenuineIntel\nflags: fma avx512f avx512_bf16 avx512_fp16", False),
+        ("vendor_id: GenuineIntel\nflags: fma avx2", False),
+        ("vendor_id: AuthenticAMD\nflags: fma avx2\nbugs: bf16", False),
+        ("processor: 0\nFeatures: asimd bf16 i8mm\nCPU implementer: 0x41", True),
+        ("processor: 0\nFeatures: asimd\n\nprocessor: 1\nFeatures: asimd bf16", False),
+        ("", False),
+    ],
+)
+def test_bf16_is_taken_where_it_is_faster(tmp_path: Path, told: str, fast: bool):
+    """Of Linux' two forms; without AMX, Intel's instructions for it are slower than float32."""
+    (tmp_path / "cpuinfo").write_text("".join(f"{line.replace(':', chr(9) + ':')}\n" for line in told.splitlines()))
+    assert fast_bf16(tmp_path / "cpuinfo") is fast
+    assert not fast_bf16(tmp_path / "missing")
 
 
 def test_samples_that_the_model_cannot_take_are_left_out_and_counted(pico_checkpoint: Path):
