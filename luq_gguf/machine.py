@@ -16,7 +16,7 @@ import psutil
 from pydantic import Field
 
 from luq_gguf.artifacts import Record
-from luq_gguf.processors import INFO, cpu_name
+from luq_gguf.processors import INFO, cpu_entries, cpu_name
 
 SYSTEM = Path("/sys")
 FLAGS = {
@@ -113,9 +113,8 @@ def _left_in_groups(groups: Path) -> Iterable[int]:
 
 def _flags(info: Path) -> tuple[str, ...]:
     """The known vector instructions that the first processor has."""
-    for line in _read(info).splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() in {"flags", "Features"}:
+    for key, value in cpu_entries(info):
+        if key in {"flags", "Features"}:
             has = {FLAGS[flag] for flag in value.split() if flag in FLAGS}
             return tuple(name for name in dict.fromkeys(FLAGS.values()) if name in has)
     return ()

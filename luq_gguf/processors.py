@@ -20,7 +20,7 @@ def default_threads() -> int:
 
 def cpu_name() -> str:
     """The processor's name, as the system tells it."""
-    names = [value for key, value in _told(INFO) if key.startswith(("model name", "Model"))]
+    names = [value for key, value in cpu_entries(INFO) if key.startswith(("model name", "Model"))]
     return next((name for name in names if name), platform.processor() or platform.machine() or "unknown")
 
 
@@ -31,14 +31,17 @@ def fast_bf16(info: Path = INFO) -> bool:
     machine, was measured to take 1.8 times as long as float32 (164 beside 295 GFLOP/s on two cores of a Xeon).
     """
     told: dict[str, str] = {}
-    for key, value in _told(info):
+    for key, value in cpu_entries(info):
         told.setdefault(key, value)
     flags = {*told.get("flags", "").split(), *told.get("Features", "").split()}
     return bool(flags & {"amx_bf16", "bf16"}) or ("avx512_bf16" in flags and told.get("vendor_id") != "GenuineIntel")
 
 
-def _told(info: Path) -> list[tuple[str, str]]:
-    """Keys and values of all processors, one after the other."""
-    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
+def cpu_entries(info: Path) -> list[tuple[str, str]]:
+    """Keys and values that Linux tells of all processors, one after the other; none where it tells nothing."""
+    try:
+        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
     pairs = (line.partition(":") for line in lines)
     return [(key.strip(), value.strip()) for key, _, value in pairs]
