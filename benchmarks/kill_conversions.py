@@ -52,8 +52,9 @@ def finish(process: subprocess.Popen[bytes]) -> dict[str, Any]:
 
 def hashes(out: Path) -> dict[str, str]:
     """Everything under a final name."""
-    files = (path for path in out.iterdir() if path.is_file() and path.name not in UNLIKE) if out.is_dir() else ()
-    return {path.name: sha256_of(path) for path in files}
+    files = [path for path in out.iterdir() if path.is_file()] if out.is_dir() else []
+    final = (path for path in files if path.suffix != ".partial" and path.name not in UNLIKE)
+    return {path.name: sha256_of(path) for path in final}
 
 
 def stage_of(out: Path) -> str:

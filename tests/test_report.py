@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -108,6 +111,17 @@ def test_it_shows_the_types_of_every_tensor_and_the_held_out_answers(converted: 
     images = [value for tag, name, value in page.attributes if (tag, name) == ("img", "src")]
     assert len(images) == len(showcase.thumbnails) + sum(shown.picture is not None for shown in showcase.answers)
     assert "luq-gguf convert Pico-VL-Instruct --out pico-vl-instruct --low-layers 1 --low-type Q2_K" in text
+
+
+def test_what_a_killed_report_left_is_cleared_away(copy_of_converted: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left, others = (copy_of_converted / f".plot-layers.png.1.{pid}.partial" for pid in (gone.pid, os.getpid()))
+    for path in (left, others):
+        path.write_bytes(b"half")
+    write_report(copy_of_converted)
+    assert not left.exists()
+    assert others.exists()
 
 
 def test_what_is_shown_of_answers_is_what_was_judged(converted: Run) -> None:

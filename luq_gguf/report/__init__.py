@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from luq_gguf.artifacts import lock_folder, write_text
+from luq_gguf.artifacts import lock_folder, remove_stale, write_text
 from luq_gguf.errors import LuqError
 from luq_gguf.job import CARD, DOCUMENTS, MODELFILE, PLOTS, REPORT, WORK
 from luq_gguf.manifest import Manifest, record_files, write_manifest
@@ -49,6 +49,7 @@ def write_report(folder: Path) -> Report:
 
     found = read_finished(folder)
     with lock_folder(folder / WORK):
+        remove_stale(folder)
         form = find_format(found.text.metadata)
         notes: list[str] = []
         plots = draw_plots(found, folder)
