@@ -88,6 +88,15 @@ def kill_one(model: Path, out: Path, moment: float, rng: random.Random, more: tu
     return stage_of(out)
 
 
+def require_same(out: Path, expected: dict[str, str], when: str) -> None:
+    """Raise SystemExit where other files stand in a folder than these, or half-written ones."""
+    found = hashes(out)
+    if unlike := sorted(name for name in found.keys() | expected if found.get(name) != expected.get(name)):
+        raise SystemExit(f"{when} these files differ: {', '.join(unlike)}")
+    if left := sorted(map(str, out.rglob("*.partial"))):
+        raise SystemExit(f"{when} these files are left: {', '.join(left)}")
+
+
 def run(model: Path, moments: int, seed: int, scratch: Path, more: tuple[str, ...]) -> dict[str, Any]:
     """Kill `moments` conversions, go on with each; raises SystemExit where a file differs."""
     rng = random.Random(seed)
@@ -98,13 +107,13 @@ def run(model: Path, moments: int, seed: int, scratch: Path, more: tuple[str, ..
     stages: collections.Counter[str] = collections.Counter()
     for number in range(moments):
         out = scratch / f"killed-{number}"
-        stages[kill_one(model, out, rng.uniform(0, seconds), rng, more)] += 1
+        stage = kill_one(model, out, rng.uniform(0, seconds), rng, more)
+        stages[stage] += 1
         for name, digest in hashes(out).items():
             if expected.get(name) != digest:
                 raise SystemExit(f"{name} stood half-written under its final name")
         finish(convert(model, out, more))
-        if hashes(out) != expected or list(out.rglob("*.partial")):
-            raise SystemExit(f"after a kill the files differ: {hashes(out)}, expected {expected}")
+        require_same(out, expected, f"after a kill {stage}")
         shutil.rmtree(out)
         print(f"{number + 1} of {moments}", file=sys.stderr)
     return {"moments": moments, "seed": seed, "undisturbed_seconds": round(seconds, 1), "stages": dict(stages)}

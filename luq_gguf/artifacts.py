@@ -37,6 +37,7 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 LEAST_FREE = 1 << 16
 """A disk with less than this is full for those who write in blocks."""
 ZEROS = 1 << 20
+LEFT_OVER = ".*.partial"
 LOCK = "lock"
 """The file that a run holds locked in a folder that it works in; it stays there, empty."""
 
@@ -227,9 +228,9 @@ def scratch_folder(parent: Path, what: str) -> Iterator[Path]:
         yield Path(folder)
 
 
-def remove_stale(folder: Path) -> None:
-    """Remove what `atomic_path` and `scratch_folder` of processes that are gone left in a folder."""
-    for path in folder.glob(".*.partial"):
+def remove_stale(folder: Path, *, below: bool = False) -> None:
+    """Remove what `atomic_path` and `scratch_folder` of processes that are gone left in a folder, or `below` it too."""
+    for path in list(folder.rglob(LEFT_OVER) if below else folder.glob(LEFT_OVER)):
         owner = re.search(r"\.(\d+)\.partial$", path.name)
         if owner is None or _is_running(int(owner[1])):
             continue

@@ -188,8 +188,8 @@ class Job:
         with contextlib.ExitStack() as locks:
             for folder in dict.fromkeys((self.out / WORK, self.work)):
                 locks.enter_context(lock_folder(folder))
-            for folder in (self.out, self.work, self.parts):
-                remove_stale(folder)
+            remove_stale(self.out)
+            remove_stale(self.work, below=True)
             yield
 
     @property

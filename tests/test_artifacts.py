@@ -109,6 +109,21 @@ def test_a_link_is_removed_but_not_followed(tmp_path: Path) -> None:
     assert (tmp_path / "precious" / "file").exists()
 
 
+def test_what_lies_below_is_removed_where_asked(tmp_path: Path) -> None:
+    elsewhere, work = tmp_path / "elsewhere", tmp_path / "work"
+    folders = [elsewhere, work / "judged", work / "analyzing-1" / "deeper", work / f".trial.x.{dead_process()}.partial"]
+    left = [folder / f".a.json.{dead_process()}.partial" for folder in folders]
+    for path in left:
+        path.parent.mkdir(parents=True)
+        path.write_text("x")
+    (work / "link").symlink_to(elsewhere)
+    remove_stale(work)
+    assert [path.exists() for path in left] == [True, True, True, False]
+    remove_stale(work, below=True)
+    assert [path.exists() for path in left] == [True, False, False, False]
+    assert (work / "judged").is_dir()
+
+
 def test_a_killed_process_leaves_only_what_the_next_removes(tmp_path: Path) -> None:
     code = (
         "import os, sys, signal\nfrom pathlib import Path\nfrom luq_gguf.artifacts import atomic_path, scratch_folder\n"
