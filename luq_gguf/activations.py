@@ -26,7 +26,7 @@ from luq_gguf.families.base import Family
 from luq_gguf.heap import reused_heap
 from luq_gguf.imatrix import Sums
 from luq_gguf.input_sums import InputSums
-from luq_gguf.processors import fast_bf16
+from luq_gguf.processors import fast_bf16, torch_threads
 from luq_gguf.progress import Progress, silent
 from luq_gguf.prompts import IMAGE, Prompts, TokenizedSample, tokenize_calibration
 from luq_gguf.reference import Reference, score_answers
@@ -70,6 +70,7 @@ def analyze(
     image_tokens: int | None = None,
     requantize: Requantize | None = None,
     prompts: Prompts | None = None,
+    threads: int = 0,
 ) -> Analysis:
     """One pass over the decoder with all samples; the order of the samples does not change the result.
 
@@ -78,14 +79,14 @@ def analyze(
     the result depends on. With `requantize` the samples go on from each layer through the weights that it gives, and no
     entropy is measured: the reference is then what such a model says. Raises CheckpointError where activations are not
     finite, and whatever the checkpoint's tensors raise. `prompts` are the calibration set's, where it was tokenized
-    before.
+    before. `threads` 0 takes one for each core.
     """
     import torch
 
-    with torch.inference_mode(), reused_heap():
+    with torch.inference_mode(), reused_heap(), torch_threads(threads):
         analysis = _Pass(
             checkpoint, family, calibration, resolve_compute_type(compute_type), seed, progress, keep, image_tokens,
-            requantize, prompts,
+            requantize, prompts, threads,
         )  # fmt: skip
         return analysis.run(input_entropy=input_entropy)
 
@@ -132,6 +133,7 @@ class _Pass:
         image_tokens: int | None,
         requantize: Requantize | None = None,
         prompts: Prompts | None = None,
+        threads: int = 0,
     ) -> None:
         import torch
 
@@ -139,6 +141,7 @@ class _Pass:
             calibration = without_pictures(calibration)
         self.family, self.calibration, self.seed, self.progress = family, calibration, seed, progress
         self.compute_type, self.digest, self.requantize = compute_type, checkpoint.digest, requantize
+        self.threads = threads
         dtype = torch.bfloat16 if compute_type == "bf16" else torch.float32
         self.modules = family.modules()(checkpoint, family, dtype)
         prompts = prompts or tokenize_calibration(checkpoint, family, calibration, image_tokens)
@@ -375,7 +378,7 @@ class _Pass:
     def _measure(self, site: str, vectors: Mapping[str, NDArray[np.float32]]) -> None:
         """Add a row for each kind of tokens to the entropies of a site."""
         for tokens, chosen in vectors.items():
-            self.rows.setdefault(f"{site}_{tokens}", []).append(measure_entropy(chosen))
+            self.rows.setdefault(f"{site}_{tokens}", []).append(measure_entropy(chosen, threads=self.threads))
 
     def _finish(self, batches: list[Batch]) -> Reference:
         """Final norm, the sums of the output matrix' input, and the reference."""

@@ -103,6 +103,7 @@ def run_analysis(job: Job, calibration: CalibrationSet, prompts: Prompts | None 
             keep=state,
             image_tokens=settings.image_max_tokens,
             prompts=prompts,
+            threads=settings.threads,
         )
         with scratch_folder(job.work, "analysis") as scratch:
             partial = scratch / "analysis"

@@ -62,6 +62,8 @@ class PassOptions(TypedDict, total=False):
     """Share of image+text tokens in the importance matrix, 0 to 1; default 0.5."""
     compute_type: str
     """auto (default), bf16 or f32."""
+    threads: int
+    """Threads; 0 (default) takes one for each core."""
     work: str | Path | None
     """Folder for what later runs reuse; default: .work beside the results."""
     check_all: bool

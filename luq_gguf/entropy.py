@@ -36,14 +36,15 @@ def choose_tokens(ranks: NDArray[np.uint64], limit: int = MAX_VECTORS) -> NDArra
     return np.argsort(ranks, kind="stable")[:limit]
 
 
-def measure_entropy(vectors: NDArray[np.floating], seeds: Sequence[int] = SEEDS) -> EntropyRow:
+def measure_entropy(vectors: NDArray[np.floating], seeds: Sequence[int] = SEEDS, *, threads: int = 0) -> EntropyRow:
     """Entropy of finite token vectors (tokens, width), at most log2(100) bits: the paper's, by seed of K-means.
 
-    Below 1,000 tokens there are only a tenth as many clusters as tokens; `EntropyRow.clusters` tells.
+    Below 1,000 tokens there are only a tenth as many clusters as tokens; `EntropyRow.clusters` tells. `threads` 0 takes
+    one for each core.
     """
     points = np.ascontiguousarray(vectors, dtype=np.float32)
     clusters = cluster_count(len(points))
-    values = [_entropy(labels) for labels in _cluster_all(points, clusters, seeds)]
+    values = [_entropy(labels) for labels in _cluster_all(points, clusters, seeds, threads)]
     return EntropyRow(
         mean=float(np.mean(values)),
         spread=float(np.std(values)),
@@ -68,7 +69,9 @@ def entropy_warning(key: str, row: EntropyRow) -> str | None:
     )
 
 
-def _cluster_all(points: NDArray[np.float32], clusters: int, seeds: Sequence[int]) -> list[NDArray[np.int32]]:
+def _cluster_all(
+    points: NDArray[np.float32], clusters: int, seeds: Sequence[int], threads: int
+) -> list[NDArray[np.int32]]:
     """K-means once a seed, one thread a seed.
 
     More threads in one run wait for each other: on a busy machine that takes ten times as long. One
@@ -79,7 +82,8 @@ def _cluster_all(points: NDArray[np.float32], clusters: int, seeds: Sequence[int
     from threadpoolctl import ThreadpoolController
 
     libraries = ThreadpoolController()
-    distances = squared_distances(points)
+    with libraries.limit(limits=threads or None):
+        distances = squared_distances(points)
 
     def one_thread() -> None:
         """OpenMP keeps its number of threads for each calling thread."""
@@ -88,7 +92,7 @@ def _cluster_all(points: NDArray[np.float32], clusters: int, seeds: Sequence[int
     with (
         libraries.limit(limits=1),
         warnings.catch_warnings(),
-        ThreadPoolExecutor(_cores(), initializer=one_thread) as pool,
+        ThreadPoolExecutor(threads or _cores(), initializer=one_thread) as pool,
     ):
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct vectors than clusters: some stay empty
         return list(pool.map(lambda seed: _cluster(points, distances, clusters, seed), seeds))

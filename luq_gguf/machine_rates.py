@@ -16,7 +16,7 @@ from luq_gguf.artifacts import existing_folder
 from luq_gguf.cost_factors import TABLE_TYPES
 from luq_gguf.costs import Shape
 from luq_gguf.durations import Rates
-from luq_gguf.processors import default_threads
+from luq_gguf.processors import default_threads, torch_threads
 from luq_gguf.quantizer import Quantizer
 from luq_gguf.type_names import UNQUANTIZED
 
@@ -45,7 +45,7 @@ def measure_rates(
     used, kinds = threads or default_threads(), set(types)
     single = _quantize_rates(shape, kinds, quantizer)
     return Rates(
-        products=_product_rate(shape, compute_type, _torch_threads()),
+        products=_product_rate(shape, compute_type, threads),
         single=_product_rate(shape, "f32", 1),
         disk=_disk_rate(existing_folder(folder)),
         quantized={kind: used * single[kind] for kind in kinds & single.keys()},
@@ -54,26 +54,16 @@ def measure_rates(
     )
 
 
-def _torch_threads() -> int:
-    import torch
-
-    return torch.get_num_threads()
-
-
 def _product_rate(shape: Shape, compute_type: str, threads: int) -> float:
     """Multiply-adds a second of token vectors with a slice of an FFN matrix, on so many threads."""
     import torch
 
-    limit = MOST_PRODUCTS if threads > 1 else MOST_PRODUCTS // SINGLE_SHARE
-    columns = max(16, min(shape.ffn, limit // (ROWS * shape.hidden)))
-    kind = torch.bfloat16 if compute_type == "bf16" else torch.float32
-    vectors, weights = torch.randn(ROWS, shape.hidden, dtype=kind), torch.randn(columns, shape.hidden, dtype=kind)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with torch_threads(threads) as used:
+        limit = MOST_PRODUCTS if used > 1 else MOST_PRODUCTS // SINGLE_SHARE
+        columns = max(16, min(shape.ffn, limit // (ROWS * shape.hidden)))
+        kind = torch.bfloat16 if compute_type == "bf16" else torch.float32
+        vectors, weights = torch.randn(ROWS, shape.hidden, dtype=kind), torch.randn(columns, shape.hidden, dtype=kind)
         seconds = _best_of(lambda: vectors @ weights.T)
-    finally:
-        torch.set_num_threads(before)
     return ROWS * shape.hidden * columns / seconds
 
 

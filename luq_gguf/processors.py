@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -16,6 +18,25 @@ def default_threads() -> int:
     """Physical cores, or the processors that this process may use where those are fewer."""
     allowed = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[int]:
+    """Have torch compute on so many threads for the length of the block, 0: on those that it takes itself; gives them.
+
+    Products may round otherwise than on another number. The number is the process's, whichever thread enters the block.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    if not count:
+        yield before
+        return
+    torch.set_num_threads(count)
+    try:
+        yield count
+    finally:
+        torch.set_num_threads(before)
 
 
 def cpu_name() -> str:

@@ -54,6 +54,7 @@ def refine(ground: Groundwork, plan: Plan) -> Maker:
                 progress=lambda what, done, total: job.progress("refine" if what == "analyze" else what, done, total),
                 image_tokens=settings.image_max_tokens,
                 requantize=_Requantizer(maker, plan, scratch / "layer.gguf"),
+                threads=settings.threads,
             )
             target.parent.mkdir(exist_ok=True)
             write_imatrix(target, mix_importance(found.sums, settings.alpha))

@@ -148,24 +148,27 @@ def run_whole_model(folder: Path) -> Oracle:
 
 @dataclass
 class Run:
-    """An analysis, and the vectors of which it took the entropy, in the order of the calls."""
+    """An analysis, the vectors of which it took the entropy, in the order of the calls, and torch's threads then."""
 
     analysis: Analysis
     vectors: list[np.ndarray]
+    threads: set[int]
 
 
 def run_analysis(folder: Path, calibration: CalibrationSet = CALIBRATION, **options) -> Run:
     seen: list[np.ndarray] = []
+    used: set[int] = set()
 
-    def measure(vectors):
+    def measure(vectors, *, threads):
         seen.append(vectors)
-        return measure_entropy(vectors)
+        used.add(torch.get_num_threads())
+        return measure_entropy(vectors, threads=threads)
 
     checkpoint = Checkpoint.open(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(activations, "measure_entropy", measure)
         made = analyze(checkpoint, find_family(checkpoint.config, checkpoint), calibration, **options)
-    return Run(made, seen)
+    return Run(made, seen, used)
 
 
 @pytest.fixture(scope="module")
@@ -428,3 +431,26 @@ def test_what_layers_change_is_what_transformers_changes(run: Run, oracle: Oracl
         assert changes["cosine"] == pytest.approx(cosines.mean(), abs=1e-4)
         assert changes["attention"] == pytest.approx(((attention**2).sum(axis=1) / lengths).mean(), rel=1e-3)
         assert changes["ffn"] == pytest.approx(((ffn**2).sum(axis=1) / lengths).mean(), rel=1e-3)
+
+
+def test_it_takes_the_threads_that_it_is_given(pico_checkpoint: Path, run: Run):
+    before = torch.get_num_threads()
+    assert run.threads == {before}
+    one, more = (run_analysis(pico_checkpoint, compute_type="f32", threads=count) for count in (1, 3))
+    assert (one.threads, more.threads) == ({1}, {3})
+    assert torch.get_num_threads() == before
+    for name, by_modality in one.analysis.sums.squares.items():
+        for key, row in by_modality.items():
+            np.testing.assert_allclose(more.analysis.sums.squares[name][key], row, rtol=1e-4, atol=1e-9)
+    assert one.analysis.scores.tokens == more.analysis.scores.tokens == run.analysis.scores.tokens
+
+
+def test_threads_are_given_back_after_a_failure(pico_checkpoint: Path):
+    before = torch.get_num_threads()
+    with pytest.raises(RuntimeError, match="stop"):
+        run_analysis(pico_checkpoint, threads=before + 1, progress=raise_stop)
+    assert torch.get_num_threads() == before
+
+
+def raise_stop(what: str, done: int, total: int) -> None:
+    raise RuntimeError("stop")

@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import luq_gguf
-from luq_gguf import api
+from luq_gguf import activations, api
 from luq_gguf.artifacts import LayerScores, Plan, read_record, sha256_of
 from luq_gguf.bench_record import BenchRecord
 from luq_gguf.bench_report import report_of
 from luq_gguf.bench_run import BenchRequest
+from luq_gguf.entropy import measure_entropy
 from luq_gguf.errors import ArtifactError, BudgetError, BusyError, CheckpointError, LuqError, RequestError, RunError
 from luq_gguf.failures import luq_errors
 from luq_gguf.job import Settings
@@ -446,3 +448,18 @@ def members(kind: Any) -> set[Any]:
     if isinstance(origin, type) and issubclass(origin, Sequence):
         return {(Sequence, item) for item in members(arguments[0])}
     return {found for each in arguments for found in members(each)} if arguments else {kind}
+
+
+def test_the_threads_that_are_given_are_those_of_the_analysis(
+    pico_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: set[tuple[int, int]] = set()
+
+    def measure(vectors: Any, *, threads: int) -> Any:
+        used.add((threads, torch.get_num_threads()))
+        return measure_entropy(vectors, threads=threads)
+
+    monkeypatch.setattr(activations, "measure_entropy", measure)
+    before = torch.get_num_threads()
+    luq_gguf.analyze(pico_checkpoint, tmp_path, calib="shapes", samples=10, threads=before + 1)
+    assert used == {(before + 1, before + 1)}

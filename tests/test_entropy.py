@@ -95,7 +95,7 @@ def test_scale_and_place_do_not_matter():
 def test_seeds_differ_and_are_repeated():
     points = np.random.default_rng(2).standard_normal((1500, 12)).astype(np.float32)
     row = measure_entropy(points)
-    assert row == measure_entropy(points)
+    assert row == measure_entropy(points) == measure_entropy(points, threads=1) == measure_entropy(points, threads=3)
     assert len(set(row.by_seed)) > 1
     assert row.mean == pytest.approx(sum(row.by_seed) / 5)
     assert row.spread == pytest.approx(np.std(row.by_seed))

@@ -189,6 +189,7 @@ def analyze(
     alpha: options.Alpha = 0.5,
     seed: options.Seed = 0,
     compute_type: options.ComputeType = "auto",
+    threads: options.Threads = 0,
     work: options.Work = None,
     check_all: options.CheckAll = False,
     as_json: options.Json = False,
@@ -204,7 +205,7 @@ def analyze(
     settings = pipeline.Settings(
         order=order, calib=calib, samples=samples, skip_bad=skip_bad, alpha=alpha,
         image_max_tokens=image_max_tokens, seed=seed,
-        compute_type=compute_type, work=work, check_all=check_all,
+        compute_type=compute_type, threads=threads, work=work, check_all=check_all,
     )  # fmt: skip
     with show_progress() as progress:
         scores = pipeline.analyze(model, out, settings, progress)
