@@ -75,7 +75,7 @@ class Bench:
         return folder
 
     def _ours(self, command: str, *more: str, out: Path) -> Watched:
-        options = ("--calib", self.jsonl, "--json")
+        options = ("--calib", self.jsonl, "--threads", str(self.threads), "--json")
         return run_watched((*PROGRAM, command, self.model, "--out", out, *options, *more), folders=[out])
 
     def analyze(self) -> Watched:
