@@ -3,9 +3,7 @@
     python benchmarks/kill_conversions.py --moments 30 --json benchmarks/kill_conversions.json
 
 Each time one process of the run (the program, the child that works, or the quantizer) gets SIGKILL. What
-stands under a final name then must be whole, and the next run must finish with the same bytes. An analysis that
-differs by no more than rounding is counted apart (one of some hundred did, why is not known): another run on that same
-analysis must then finish with the same bytes.
+stands under a final name then must be whole, and the next run must finish with the same bytes.
 """
 
 from __future__ import annotations
@@ -41,8 +39,6 @@ STAGES = (
 )  # fmt: skip
 UNLIKE = {"manifest.json", "report.html"}
 """They hold seconds, and times of change."""
-MOST_ROUNDING = {"f32": 1e-3, "bf16": 0.05}
-"""By what type a pass computes in: between two that add the terms of their products in another order."""
 
 
 def convert(model: Path, out: Path, more: tuple[str, ...]) -> subprocess.Popen[bytes]:
@@ -121,28 +117,13 @@ def difference(one: Path, other: Path) -> float:
     return max(*found, float(np.abs(said.log_probabilities[:, 0] - again.log_probabilities[:, 0]).max(initial=0)))
 
 
-def is_rounding(model: Path, out: Path, undisturbed: Path, more: tuple[str, ...], when: str) -> bool:
-    """Whether a finished conversion differs from the undisturbed one only since sums were rounded in another way.
-
-    Raises SystemExit where it differs by more, where other files follow from its analysis, or where a half-written file
-    was left.
-    """
+def require_same(out: Path, undisturbed: Path, when: str) -> None:
+    """Raise SystemExit where a finished conversion differs from the undisturbed one, or left a half-written file."""
     if left := sorted(map(str, out.rglob("*.partial"))):
         raise SystemExit(f"{when} these files are left: {', '.join(left)}")
-    names = unlike(out, hashes(undisturbed))
-    if not names:
-        return False
-    found, kind = difference(undisturbed, out), read_reference(out / REFERENCE).context["compute_type"]
-    if found > MOST_ROUNDING[kind]:
+    if names := unlike(out, hashes(undisturbed)):
+        found = difference(undisturbed, out)
         raise SystemExit(f"{when} these files differ, their analyses by up to {found:.2g}: {', '.join(names)}")
-    again = out.with_name(f"{out.name}-again")
-    for analysis in (out / ".work").glob("analysis-*"):
-        shutil.copytree(analysis, again / ".work" / analysis.name)
-    finish(convert(model, again, more))
-    if names := unlike(again, hashes(out)):
-        raise SystemExit(f"{when} another run on the same analysis gives other files: {', '.join(names)}")
-    shutil.rmtree(again)
-    return True
 
 
 def run(model: Path, moments: int, seed: int, scratch: Path, more: tuple[str, ...]) -> dict[str, Any]:
@@ -153,7 +134,6 @@ def run(model: Path, moments: int, seed: int, scratch: Path, more: tuple[str, ..
     seconds = time.monotonic() - began
     expected = hashes(scratch / "undisturbed")
     stages: collections.Counter[str] = collections.Counter()
-    rounded = 0
     for number in range(moments):
         out = scratch / f"killed-{number}"
         stage = kill_one(model, out, rng.uniform(0, seconds), rng, more)
@@ -162,27 +142,19 @@ def run(model: Path, moments: int, seed: int, scratch: Path, more: tuple[str, ..
             if expected.get(name) != digest:
                 raise SystemExit(f"{name} stood half-written under its final name")
         finish(convert(model, out, more))
-        rounded += is_rounding(model, out, scratch / "undisturbed", more, f"after a kill {stage}")
+        require_same(out, scratch / "undisturbed", f"after a kill {stage}")
         shutil.rmtree(out)
         print(f"{number + 1} of {moments}", file=sys.stderr)
-    return {
-        "moments": moments, "seed": seed, "undisturbed_seconds": round(seconds, 1), "stages": dict(stages),
-        "rounded": rounded,
-    }  # fmt: skip
+    return {"moments": moments, "seed": seed, "undisturbed_seconds": round(seconds, 1), "stages": dict(stages)}
 
 
 def format_markdown(found: dict[str, Any]) -> str:
     """The table of BENCHMARKS.md."""
     stages = [stage for stage in STAGES if stage in found["stages"]]
     rows = [
-        ("killed", *stages, "analyses rounded otherwise", "files that differ afterwards"),
-        ("---",) * (len(stages) + 3),
-        (
-            f"{found['moments']} times",
-            *(str(found["stages"][stage]) for stage in stages),
-            str(found["rounded"]),
-            str(found["differences"]),
-        ),
+        ("killed", *stages, "files that differ afterwards"),
+        ("---",) * (len(stages) + 2),
+        (f"{found['moments']} times", *(str(found["stages"][stage]) for stage in stages), str(found["differences"])),
     ]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 

@@ -25,6 +25,7 @@ from luq_gguf.artifacts import (
     write_record,
 )
 from luq_gguf.errors import ArtifactError, DiskSpaceError
+from tests.program import dead_process
 
 PLAN = Plan(
     checkpoint="abc", layers=2, order_name="depth", order=(1, 0), low_layers=(1,), low_type="Q2_K", high_type="Q4_K_M",
@@ -76,13 +77,6 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         fail_halfway()
     assert [found.name for found in path.parent.iterdir()] == ["file"]
     assert json.loads(path.read_text()) == {"old": True}
-
-
-def dead_process() -> int:
-    """The number of a process that is gone."""
-    done = subprocess.Popen([sys.executable, "-c", ""])
-    done.wait()
-    return done.pid
 
 
 def test_only_what_dead_processes_left_is_removed(tmp_path: Path) -> None:

@@ -6,8 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from luq_gguf.report import try_report, write_report
 from luq_gguf.report.folder import read_finished
 from luq_gguf.report.page import make_page
 from luq_gguf.showcase import SHOWCASE, Showcase
-from tests.program import QUICK, Run, listing, result_of, run_program
+from tests.program import QUICK, Run, dead_process, listing, result_of, run_program
 from tests.test_audit import admit, edit_json
 
 HOSTILE = "</script><script>alert(1)</script>\"'><img src=x onerror=alert(1)>&{{7*7}}"
@@ -114,9 +112,7 @@ def test_it_shows_the_types_of_every_tensor_and_the_held_out_answers(converted: 
 
 
 def test_what_a_killed_report_left_is_cleared_away(copy_of_converted: Path) -> None:
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    left, others = (copy_of_converted / f".plot-layers.png.1.{pid}.partial" for pid in (gone.pid, os.getpid()))
+    left, others = (copy_of_converted / f".plot-layers.png.1.{pid}.partial" for pid in (dead_process(), os.getpid()))
     for path in (left, others):
         path.write_bytes(b"half")
     write_report(copy_of_converted)
